@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: MPL-2.0
+//! The networks, one per file, under diffusers' names; pure functions of weights, tensors and explicit caches.
+
+pub mod autoencoder_kl_wan;
