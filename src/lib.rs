@@ -1,1 +1,3 @@
 
+#[cfg(feature = "training")]
+pub mod training;
