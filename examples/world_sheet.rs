@@ -31,11 +31,14 @@ fn main() -> Result<()> {
     let mut sheet = RgbImage::new(columns as u32 * cell_width, rows as u32 * cell_height);
     let fits = |scene: &Scene| {
         let a = scene.attributes;
-        let all = [a.colour.name(), a.shape.name(), a.motion.name(), a.background.name(), a.style.name()];
+        let all =
+            [a.colour.name(), a.shape.name(), a.motion.name(), a.background.name(), a.style.name()];
         words.split(',').filter(|word| !word.is_empty()).all(|word| all.contains(&word))
     };
     let scenes = (first..).map(|index| (index, Scene::from_index(index, Split::Any)));
-    for (row, (index, scene)) in scenes.filter(|(_, scene)| fits(scene)).take(rows as usize).enumerate() {
+    for (row, (index, scene)) in
+        scenes.filter(|(_, scene)| fits(scene)).take(rows as usize).enumerate()
+    {
         println!("row {row}: index {index}: {:?}", scene.attributes);
         for column in 0..columns {
             let pixels = scene.render(width, height, 1, (column * step) as i64, FPS);

@@ -1,3 +1,2 @@
-
 #[cfg(feature = "training")]
 pub mod training;

@@ -108,7 +108,7 @@ impl Backdrop {
     }
 }
 
-/// Stars as evenly as a jittered grid spreads them, on about two thirds of its places.
+/// Stars as evenly as a jittered grid spreads them, on about half of its places.
 fn stars(draws: &mut Draws, aspect: f32) -> Vec<Star> {
     const CELL: f32 = 0.25;
     let columns = (aspect / CELL).ceil() as usize;
@@ -118,11 +118,11 @@ fn stars(draws: &mut Draws, aspect: f32) -> Vec<Star> {
             let star = Star {
                 x: CELL * (column as f32 + draws.between(0.15, 0.85)),
                 y: CELL * (row as f32 + draws.between(0.15, 0.85)),
-                radius: draws.between(0.011, 0.017),
+                radius: draws.between(0.014, 0.02),
                 light: draws.between(150.0, 235.0),
                 twinkle: draws.unit(),
             };
-            if draws.below(3) != 0 {
+            if draws.below(2) == 0 {
                 stars.push(star);
             }
         }

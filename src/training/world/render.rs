@@ -224,7 +224,10 @@ impl Canvas {
             }
         };
         let (a, b) = (pair(corner), pair(corner + self.grid_width));
-        Field { gain: a.gain + (b.gain - a.gain) * row.share, tint: blend(a.tint, b.tint, row.share) }
+        Field {
+            gain: a.gain + (b.gain - a.gain) * row.share,
+            tint: blend(a.tint, b.tint, row.share),
+        }
     }
 
     /// The pixels of a box given in heights, as half-open ranges.
@@ -249,7 +252,8 @@ impl Canvas {
         let reach = 2.0 * star.radius;
         let light = star.light_at(t);
         let c = self.look.cast([0.96 * light, 0.97 * light, light]);
-        let [xs, ys] = self.bounds([star.x - reach, star.y - reach], [star.x + reach, star.y + reach]);
+        let [xs, ys] =
+            self.bounds([star.x - reach, star.y - reach], [star.x + reach, star.y + reach]);
         for y in ys {
             let dy = (y as f32 + 0.5) / self.height as f32 - star.y;
             for x in xs.clone() {

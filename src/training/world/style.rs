@@ -52,7 +52,9 @@ impl Look {
                 let dimmed = [0.42 * c[0], 0.78 * c[1], 0.82 * c[2]];
                 blend(dimmed, [8.0, 118.0, 138.0], 0.34)
             }
-            Style::Jungle => blend([0.66 * c[0], 0.9 * c[1], 0.58 * c[2]], [24.0, 84.0, 30.0], 0.25),
+            Style::Jungle => {
+                blend([0.74 * c[0], 0.93 * c[1], 0.68 * c[2]], [24.0, 84.0, 30.0], 0.16)
+            }
         }
     }
 
@@ -72,8 +74,12 @@ impl Look {
                 };
                 self.sepia(light)
             }
-            Style::Underwater => blend([0.62 * c[0], 0.88 * c[1], 0.92 * c[2]], [8.0, 118.0, 138.0], 0.16),
-            Style::Jungle => blend([0.84 * c[0], 0.96 * c[1], 0.8 * c[2]], [24.0, 84.0, 30.0], 0.1),
+            Style::Underwater => {
+                blend([0.62 * c[0], 0.88 * c[1], 0.92 * c[2]], [8.0, 118.0, 138.0], 0.16)
+            }
+            Style::Jungle => {
+                blend([0.9 * c[0], 0.98 * c[1], 0.86 * c[2]], [24.0, 84.0, 30.0], 0.06)
+            }
             Style::None | Style::PixelArt | Style::Rainbow => c,
         }
     }
@@ -107,7 +113,7 @@ impl Look {
     /// The field on the object, relative to that of the background.
     pub(super) fn object_share(&self) -> f32 {
         match self.style {
-            Style::Rainbow => 0.4,
+            Style::Rainbow => 0.25,
             Style::Underwater => 0.6,
             _ => 1.0,
         }
