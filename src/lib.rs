@@ -6,4 +6,6 @@ pub mod error;
 pub mod models;
 pub mod nn;
 pub mod torch;
+#[cfg(feature = "training")]
+pub mod training;
 pub mod weights;
