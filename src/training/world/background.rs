@@ -73,7 +73,7 @@ impl Backdrop {
         let base = blend([84.0, 150.0, 230.0], [136.0, 190.0, 242.0], y);
         let drift = t * (0.1 + 0.04 * self.free[0]);
         let cloud = noise2(1.9 * (x - drift) + 9.0, 3.3 * y, self.seed);
-        blend(base, [246.0, 248.0, 251.0], 0.92 * smoothstep(0.5, 0.74, cloud))
+        blend(base, [246.0, 248.0, 251.0], 0.92 * smoothstep(0.53, 0.76, cloud))
     }
 
     fn sea(&self, x: f32, y: f32, t: f32) -> [f32; 3] {
@@ -108,9 +108,9 @@ impl Backdrop {
     }
 }
 
-/// Stars as evenly as a jittered grid spreads them, on about half of its places.
+/// Stars as evenly as a jittered grid spreads them, on about two thirds of its places.
 fn stars(draws: &mut Draws, aspect: f32) -> Vec<Star> {
-    const CELL: f32 = 0.25;
+    const CELL: f32 = 0.27;
     let columns = (aspect / CELL).ceil() as usize;
     let mut stars = Vec::new();
     for row in 0..4 {
@@ -122,7 +122,7 @@ fn stars(draws: &mut Draws, aspect: f32) -> Vec<Star> {
                 light: draws.between(150.0, 235.0),
                 twinkle: draws.unit(),
             };
-            if draws.below(2) == 0 {
+            if draws.below(3) != 0 {
                 stars.push(star);
             }
         }

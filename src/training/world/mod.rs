@@ -12,7 +12,7 @@
 //! over one second, goes back within half a second and begins again.
 
 mod background;
-mod draw;
+pub(super) mod draw;
 mod render;
 mod style;
 
@@ -361,3 +361,6 @@ fn wrapped(start: f32, speed: f32, seconds: f64, margin: f32) -> f32 {
     let moved = f64::from(start + margin) + f64::from(speed) * seconds;
     (moved.rem_euclid(span)) as f32 - margin
 }
+
+#[cfg(test)]
+mod tests;

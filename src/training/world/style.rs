@@ -65,12 +65,12 @@ impl Look {
                 // Grey has lost the colours' contrast; the film keeps object and background apart.
                 let (light, back) = (luminance(c), luminance(behind));
                 let apart = light - back;
-                let light = if apart.abs() >= 60.0 {
+                let light = if apart.abs() >= 75.0 {
                     light
                 } else if back > 128.0 || (apart < 0.0 && back > 80.0) {
-                    back - 60.0
+                    back - 75.0
                 } else {
-                    back + 60.0
+                    back + 75.0
                 };
                 self.sepia(light)
             }
