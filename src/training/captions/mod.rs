@@ -120,6 +120,7 @@ fn long(attributes: &Attributes, mentioned: Mentioned, draws: &mut Draws) -> Str
     while !rest.is_empty() {
         sentences.push(rest.swap_remove(draws.below(rest.len())).to_owned());
     }
+    sentences.retain(|sentence| !sentence.is_empty());
     let mut text = sentences.join(". ");
     if draws.below(2) == 0 {
         text.push('.');

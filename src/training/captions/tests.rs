@@ -79,7 +79,10 @@ fn captions_are_clean_lower_case_ascii() {
         for bad in ["  ", " ,", " .", ",,", "{", "}", "..", " :"] {
             assert!(!text.contains(bad), "{text:?} of {attributes:?} contains {bad:?}");
         }
-        assert_eq!(text.trim(), text);
+        assert!(
+            !text.starts_with(['.', ',', ':', ' ']) && !text.ends_with([',', ':', ' ']),
+            "{text:?}"
+        );
         assert_eq!(text.is_empty(), it.mentioned == Mentioned::NONE, "{text:?}");
     }
 }

@@ -105,7 +105,7 @@ impl Look {
                 let light = self.caustic(x, y, t);
                 Field { gain: 1.0, tint: [34.0 * light, 62.0 * light, 56.0 * light] }
             }
-            Style::Rainbow => Field { gain: 0.58, tint: self.rainbow(x, y, t) },
+            Style::Rainbow => Field { gain: 0.58, tint: self.rainbow(x / aspect.min(1.0), y, t) },
             Style::None | Style::PixelArt | Style::Jungle => plain,
         }
     }
