@@ -11,10 +11,10 @@
 //! comes in again at the opposite side, bouncing and circling repeat, and what grows (or shrinks) does so
 //! over one second, goes back within half a second and begins again.
 
-mod background;
+pub(super) mod background;
 pub(super) mod draw;
 mod render;
-mod style;
+pub(super) mod style;
 
 use draw::{Draws, mix64};
 
