@@ -47,3 +47,13 @@ target_dir() {
     cargo metadata --format-version 1 --no-deps --offline --manifest-path "$root/Cargo.toml" |
         sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 }
+
+# A folder that holds the built plugin and nothing else, for GST_PLUGIN_PATH: GStreamer searches
+# folders deeply, and target/release has dozens of other shared objects (Rust's macros) below it.
+plugin_folder() {
+    local target
+    target=$(target_dir)
+    mkdir -p "$target/gstreamer-1.0"
+    ln -sf ../release/libgstdit.so "$target/gstreamer-1.0/libgstdit.so"
+    echo "$target/gstreamer-1.0"
+}
