@@ -3,3 +3,5 @@
 
 pub mod autoencoder_kl_wan;
 pub mod transformer_wan;
+mod text_repair;
+pub mod tokenizer;
