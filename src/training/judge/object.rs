@@ -7,6 +7,8 @@ use crate::training::world::{Colour, Style};
 
 /// Colours nearer than this to one of the background's are background.
 const TOLERANCE: f32 = 20.0;
+/// The same where a style has its own wide range of colours, or few levels.
+const SMALL_TOLERANCE: f32 = 13.0;
 /// Cells per channel of the table of colours.
 const CELLS: usize = 32;
 /// Smallest object, as a part of the squared height.
@@ -25,6 +27,9 @@ pub(super) struct Blob {
     pub(super) open: Vec<bool>,
     /// The same with holes filled.
     pub(super) filled: Vec<bool>,
+    /// What the outer edge encloses, without what further edges enclose: the object where only its edges
+    /// could be seen.
+    pub(super) between: Vec<bool>,
 }
 
 /// An object through the frames of a clip.
@@ -36,8 +41,12 @@ pub(super) struct Track {
 }
 
 /// Finds the object in every frame.
-pub(super) fn follow(clip: &Clip, palette: &[[f32; 3]]) -> Track {
-    let table = Table::new(palette);
+pub(super) fn follow(clip: &Clip, palette: &[[f32; 3]], style: Style) -> Track {
+    let tolerance = match style {
+        Style::Rainbow | Style::PixelArt | Style::Jungle => SMALL_TOLERANCE,
+        _ => TOLERANCE,
+    };
+    let table = Table::new(palette, tolerance);
     let blobs = clip.frames.iter().map(|frame| {
         let open: Vec<bool> = frame.iter().map(|c| !table.holds(*c)).collect();
         largest(&open, clip.width, clip.height)
@@ -51,10 +60,10 @@ struct Table {
 }
 
 impl Table {
-    fn new(palette: &[[f32; 3]]) -> Self {
+    fn new(palette: &[[f32; 3]], tolerance: f32) -> Self {
         let mut near = vec![false; CELLS * CELLS * CELLS];
         let size = 256.0 / CELLS as f32;
-        let reach = (TOLERANCE / size).ceil() as i32;
+        let reach = (tolerance / size).ceil() as i32;
         for c in palette {
             let cell = c.map(|v| (v.clamp(0.0, 255.0) / size) as i32);
             for r in cell[0] - reach..=cell[0] + reach {
@@ -65,7 +74,7 @@ impl Table {
                         let d: f32 = (0..3)
                             .map(|k| ((at[k] as f32 + 0.5) * size - c[k].clamp(0.0, 255.0)).powi(2))
                             .sum();
-                        if inside && d <= TOLERANCE * TOLERANCE {
+                        if inside && d <= tolerance * tolerance {
                             near[(r as usize * CELLS + g as usize) * CELLS + b as usize] = true;
                         }
                     }
@@ -129,7 +138,33 @@ fn largest(mask: &[bool], width: usize, height: usize) -> Option<Blob> {
     }
     let radius = (area as f32 / std::f32::consts::PI).sqrt() / scale;
     let count = area as f32 * scale;
-    Some(Blob { x: x / count, y: y / count, radius, cut, open, filled })
+    let between = between_edges(mask, &open, &filled, width, height);
+    Some(Blob { x: x / count, y: y / count, radius, cut, open, filled, between })
+}
+
+/// What is enclosed by the outer edge `part` of a thing, but not by edges that lie free within it.
+fn between_edges(
+    mask: &[bool],
+    part: &[bool],
+    filled: &[bool],
+    width: usize,
+    height: usize,
+) -> Vec<bool> {
+    // From the outer edge inwards up to the next edge.
+    let mut between = part.to_vec();
+    let mut stack: Vec<usize> = (0..part.len()).filter(|at| part[*at]).collect();
+    while let Some(at) = stack.pop() {
+        for next in neighbours(at, width, height) {
+            if filled[next] && !between[next] {
+                between[next] = true;
+                // Pixels of the inner edge belong to the thing, what lies behind them does not.
+                if !mask[next] || part[next] {
+                    stack.push(next);
+                }
+            }
+        }
+    }
+    between
 }
 
 /// The pixels left, right, above and below.
@@ -184,7 +219,7 @@ pub(super) fn colour(clip: &Clip, track: &Track, style: Style) -> Option<Colour>
 
 /// The middle colour of the pixels that are farthest from the object's edges.
 fn inside(frame: &[[f32; 3]], blob: &Blob, track: &Track) -> Option<[f32; 3]> {
-    let mut mask = if is_outline(blob) { blob.filled.clone() } else { blob.open.clone() };
+    let mut mask = if is_outline(blob) { blob.between.clone() } else { blob.open.clone() };
     let count = |mask: &[bool]| mask.iter().filter(|inside| **inside).count();
     let enough = count(&mask) / 4;
     loop {

@@ -28,7 +28,7 @@ fn normalised(track: &Track) -> Option<Vec<f32>> {
     let mut weights = 0.0;
     for blob in track.blobs.iter().flatten().filter(|blob| !(whole && blob.cut)) {
         let weight = (blob.radius / largest).powi(4);
-        let mask = if is_outline(blob) { &blob.filled } else { &blob.open };
+        let mask = if is_outline(blob) { &blob.between } else { &blob.open };
         for (at, total) in sum.iter_mut().enumerate() {
             *total += weight * sampled(mask, blob, track, point(at));
         }
