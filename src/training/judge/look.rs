@@ -147,7 +147,8 @@ fn nearest(c: [f32; 3], palette: &[[f32; 3]]) -> f32 {
 
 /// Whether steps between pixels are at the borders of blocks of a sixteenth of the height.
 ///
-/// Lines of pixels are compared by their median, so that an object's straight edges do not decide.
+/// Lines of pixels are compared by their mean and by their median, so that neither an object's straight edges
+/// nor a large object decide.
 fn is_blocks(clip: &Clip) -> bool {
     let step_of = |a: [f32; 3], b: [f32; 3]| -> f32 { (0..3).map(|k| (a[k] - b[k]).abs()).sum() };
     // Mean step into each column from the one before, then the same of rows.
@@ -177,7 +178,9 @@ fn is_blocks(clip: &Clip) -> bool {
             }
         }
     }
-    median(&mut at_border) > 2.2 * median(&mut within) + 0.3
+    let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len().max(1) as f32;
+    mean(&at_border) > 2.0 * mean(&within) + 0.3
+        && median(&mut at_border) > 2.0 * median(&mut within) + 0.3
 }
 
 /// The middle value; 0 of none.
@@ -303,15 +306,26 @@ fn film(clip: &Clip) -> Option<Seen> {
     Some(Seen { style: Style::Film, background, flattened, palette })
 }
 
-/// Takes out what changes the light of whole frames.
+/// Takes out what changes the light of whole frames, as it shows towards the corners.
 fn even_out(clip: &mut Clip) {
-    let middle = |frame: &[[f32; 3]]| {
-        median(&mut frame.iter().map(|c| c[0]).collect::<Vec<f32>>()).max(1.0)
-    };
-    let middles: Vec<f32> = clip.frames.iter().map(|frame| middle(frame)).collect();
+    let (width, height) = (clip.width, clip.height);
+    let outer: Vec<usize> = (0..width * height)
+        .filter(|at| {
+            let dx = (2 * (at % width) + 1) as f32 / width as f32 - 1.0;
+            let dy = (2 * (at / width) + 1) as f32 / height as f32 - 1.0;
+            (1.0..1.6).contains(&(dx * dx + dy * dy))
+        })
+        .collect();
+    let middles: Vec<f32> = clip
+        .frames
+        .iter()
+        .map(|frame| {
+            median(&mut outer.iter().map(|at| frame[*at][0]).collect::<Vec<f32>>()).max(1.0)
+        })
+        .collect();
     let mean = middles.iter().sum::<f32>() / middles.len() as f32;
     for (frame, middle) in clip.frames.iter_mut().zip(middles) {
-        let gain = (mean / middle).clamp(0.85, 1.15);
+        let gain = (mean / middle).clamp(0.9, 1.1);
         frame.iter_mut().for_each(|pixel| *pixel = pixel.map(|v| v * gain));
     }
 }

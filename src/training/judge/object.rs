@@ -27,8 +27,8 @@ pub(super) struct Blob {
     pub(super) open: Vec<bool>,
     /// The same with holes filled.
     pub(super) filled: Vec<bool>,
-    /// What the outer edge encloses, without what further edges enclose: the object where only its edges
-    /// could be seen.
+    /// What the outer edge encloses, without the hole of a ring: the object where only its edges could be
+    /// seen.
     pub(super) between: Vec<bool>,
 }
 
@@ -49,7 +49,11 @@ pub(super) fn follow(clip: &Clip, palette: &[[f32; 3]], style: Style) -> Track {
     let table = Table::new(palette, tolerance);
     let blobs = clip.frames.iter().map(|frame| {
         let open: Vec<bool> = frame.iter().map(|c| !table.holds(*c)).collect();
-        largest(&open, clip.width, clip.height)
+        let mut blob = largest(&open, clip.width, clip.height)?;
+        if style == Style::PixelArt {
+            sharpen(&mut blob, frame, clip);
+        }
+        Some(blob)
     });
     Track { width: clip.width, height: clip.height, aspect: clip.aspect(), blobs: blobs.collect() }
 }
@@ -138,30 +142,69 @@ fn largest(mask: &[bool], width: usize, height: usize) -> Option<Blob> {
     }
     let radius = (area as f32 / std::f32::consts::PI).sqrt() / scale;
     let count = area as f32 * scale;
-    let between = between_edges(mask, &open, &filled, width, height);
+    let centre = [x / area as f32, y / area as f32];
+    let between = between_edges(mask, &filled, centre, width);
     Some(Blob { x: x / count, y: y / count, radius, cut, open, filled, between })
 }
 
-/// What is enclosed by the outer edge `part` of a thing, but not by edges that lie free within it.
-fn between_edges(
-    mask: &[bool],
-    part: &[bool],
-    filled: &[bool],
-    width: usize,
-    height: usize,
-) -> Vec<bool> {
-    // From the outer edge inwards up to the next edge.
-    let mut between = part.to_vec();
-    let mut stack: Vec<usize> = (0..part.len()).filter(|at| part[*at]).collect();
-    while let Some(at) = stack.pop() {
-        for next in neighbours(at, width, height) {
-            if filled[next] && !between[next] {
-                between[next] = true;
-                // Pixels of the inner edge belong to the thing, what lies behind them does not.
-                if !mask[next] || part[next] {
-                    stack.push(next);
-                }
+/// Takes away the blocks that are more of the background's colour than of the object's.
+fn sharpen(blob: &mut Blob, frame: &[[f32; 3]], clip: &Clip) {
+    let scale = clip.height as f32;
+    let near = |at: &usize| {
+        let dx = (at % clip.width) as f32 / scale - blob.x;
+        let dy = (at / clip.width) as f32 / scale - blob.y;
+        dx.abs().max(dy.abs()) < 1.9 * blob.radius
+    };
+    let behind: Vec<usize> = (0..frame.len()).filter(|at| !blob.filled[*at]).filter(near).collect();
+    let mean = |places: &[usize]| -> [f32; 3] {
+        let sum = |k: usize| places.iter().map(|at| frame[*at][k]).sum::<f32>();
+        std::array::from_fn(|k| sum(k) / places.len().max(1) as f32)
+    };
+    let back = mean(&behind);
+    let off = |at: usize| -> f32 { (0..3).map(|k| (frame[at][k] - back[k]).powi(2)).sum() };
+    let mut places: Vec<usize> = (0..frame.len()).filter(|at| blob.open[*at]).collect();
+    places.sort_by(|a, b| off(*a).total_cmp(&off(*b)));
+    // The colours that differ most, but for some of the darker edge.
+    let body = mean(&places[places.len() * 6 / 10..places.len() * 9 / 10]);
+    let apart: f32 = (0..3).map(|k| (body[k] - back[k]).powi(2)).sum();
+    for at in places {
+        blob.open[at] = off(at) > 0.2 * apart;
+    }
+}
+
+/// What is enclosed by the outer edge of a thing, but not by a second edge within it, if there is one in most
+/// directions from the centre.
+fn between_edges(mask: &[bool], filled: &[bool], centre: [f32; 2], width: usize) -> Vec<bool> {
+    const DIRECTIONS: usize = 24;
+    let mut between = filled.to_vec();
+    let mut holes = Vec::new();
+    for direction in 0..DIRECTIONS {
+        let angle = direction as f32 / DIRECTIONS as f32 * std::f32::consts::TAU;
+        let (sin, cos) = angle.sin_cos();
+        let (mut edges, mut first, mut on_edge) = (0, 0.0, false);
+        for step in 0..width + filled.len() / width {
+            let (x, y) = (centre[0] + step as f32 * cos, centre[1] + step as f32 * sin);
+            let inside = x >= 0.0 && y >= 0.0 && (x as usize) < width;
+            let at = if inside { y as usize * width + x as usize } else { filled.len() };
+            if at >= filled.len() || !filled[at] {
+                break;
             }
+            if mask[at] && !on_edge {
+                edges += 1;
+                first = if edges == 1 { step as f32 } else { first };
+            }
+            on_edge = mask[at];
+        }
+        if edges >= 2 && first > 1.0 {
+            holes.push(first);
+        }
+    }
+    if holes.len() * 2 > DIRECTIONS {
+        holes.sort_by(f32::total_cmp);
+        let radius = holes[holes.len() / 2];
+        for (at, inside) in between.iter_mut().enumerate() {
+            let (dx, dy) = ((at % width) as f32 - centre[0], (at / width) as f32 - centre[1]);
+            *inside &= dx.hypot(dy) >= radius;
         }
     }
     between
