@@ -195,8 +195,7 @@ impl Denoiser<'_> {
         let Some(negative) = &self.prompts.negative else { return Ok(positive) };
         let cache = caches.and_then(|caches| caches.negative.as_ref());
         let negative = self.flow(step, &negative[step.expert], cache)?;
-        let scale =
-            if step.expert == 0 { self.guidance.scale } else { self.guidance.scale_2 };
+        let scale = if step.expert == 0 { self.guidance.scale } else { self.guidance.scale_2 };
         Ok(&negative + (positive - &negative) * scale)
     }
 
@@ -284,4 +283,17 @@ fn frame_mask(frames: &[bool], like: &Tensor) -> Tensor {
 /// Refuses to start work that nobody waits for.
 pub(super) fn check(cancel: &dyn Fn() -> bool) -> Result<()> {
     if cancel() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+/// The step that a clip to be restyled starts from, of `steps`: the share `strength` of them is left to walk.
+///
+/// # Errors
+/// [`Error::Setting`] if no step would be left.
+pub fn begin_index(steps: usize, strength: f64) -> Result<usize> {
+    let walked = ((steps as f64 * strength).max(0.0) as usize).min(steps);
+    if walked == 0 {
+        let expected = format!("at least {} with {steps} steps", 1.0 / steps as f64);
+        return Err(Error::setting("strength", strength, expected));
+    }
+    Ok(steps - walked)
 }

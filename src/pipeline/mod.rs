@@ -24,7 +24,7 @@ use crate::models::umt5::UMT5EncoderModel;
 use crate::torch::guarded;
 
 pub use decode::{RgbFrame, rgb_frames};
-pub use denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window};
+pub use denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window, begin_index};
 pub use folder::{FolderInfo, Native};
 pub use memory::MemoryEstimate;
 pub use noise::{NoiseKind, counter_noise, torch_noise};
@@ -105,7 +105,14 @@ impl Pipeline {
     }
 
     /// Normal noise `[1, z, T, h, w]` for latent frames from `first_frame` on, on the device; `step` as in [`counter_noise`].
-    fn noise(&self, kind: NoiseKind, seed: u64, first_frame: u64, step: u32, size: [i64; 3]) -> Tensor {
+    fn noise(
+        &self,
+        kind: NoiseKind,
+        seed: u64,
+        first_frame: u64,
+        step: u32,
+        size: [i64; 3],
+    ) -> Tensor {
         let [frames, height, width] = size;
         let channels = self.info.vae.z_dim;
         let noise = match kind {
