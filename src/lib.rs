@@ -9,6 +9,7 @@ pub mod models;
 pub mod nn;
 pub mod pipeline;
 pub mod session;
+pub mod schedulers;
 pub mod torch;
 #[cfg(feature = "training")]
 pub mod training;

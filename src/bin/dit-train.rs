@@ -1,1 +1,81 @@
-fn main() {}
+// SPDX-License-Identifier: MPL-2.0
+//! `dit-train`: trains the default model. Argument parsing only; the work is in `gstdit::training`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use gstdit::training::vae;
+
+/// Trains latent video diffusion models on the procedural world; every command resumes where it stopped.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train the autoencoder.
+    Vae(VaeArgs),
+}
+
+#[derive(Args)]
+struct Common {
+    /// Folder for states, contact sheets and the finished parts.
+    #[arg(long)]
+    out: PathBuf,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// CPU threads; 0 for libtorch's own choice.
+    #[arg(long, default_value_t = 0)]
+    threads: u32,
+    /// Seed of data and noise.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+impl Common {
+    fn prepare(&self) -> Result<tch::Device> {
+        gstdit::torch::init();
+        gstdit::torch::flush_denormals();
+        gstdit::torch::set_threads(self.threads);
+        Ok(gstdit::torch::resolve_device(&self.device)?)
+    }
+}
+
+#[derive(Args)]
+struct VaeArgs {
+    #[command(flatten)]
+    common: Common,
+    #[arg(long, default_value_t = 6000)]
+    steps: u64,
+    #[arg(long, default_value_t = 2e-3)]
+    learning_rate: f64,
+    /// Weight of the Kullback-Leibler term.
+    #[arg(long, default_value_t = 3e-4)]
+    kl_weight: f64,
+    /// Steps between saved states and contact sheets.
+    #[arg(long, default_value_t = 250)]
+    save_every: u64,
+    /// Clips of 5 frames of 64x64 in a batch; larger shapes use fewer.
+    #[arg(long, default_value_t = 8)]
+    batch: i64,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Vae(args) => vae::train(&vae::VaeOptions {
+            device: args.common.prepare()?,
+            out: args.common.out,
+            steps: args.steps,
+            learning_rate: args.learning_rate,
+            kl_weight: args.kl_weight,
+            seed: args.common.seed,
+            save_every: args.save_every,
+            batch: args.batch,
+        }),
+    }
+}

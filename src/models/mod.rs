@@ -2,3 +2,6 @@
 //! The networks, one per file, under diffusers' names; pure functions of weights, tensors and explicit caches.
 
 pub mod autoencoder_kl_wan;
+pub mod transformer_wan;
+mod text_repair;
+pub mod tokenizer;

@@ -1,3 +1,11 @@
 // SPDX-License-Identifier: MPL-2.0
+//! The trainer: the world it learns, its captions and judge, the optimiser, and the loops that train the structs
+//! inference uses.
 
+pub mod captions;
+pub mod judge;
+pub mod optim;
+pub mod progress;
+pub mod sheet;
+pub mod vae;
 pub mod world;

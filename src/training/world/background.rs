@@ -8,7 +8,7 @@ use super::draw::{Draws, blend, mix64, noise, noise2, smoothstep};
 use std::f32::consts::TAU;
 
 /// A background with its free numbers.
-pub(super) struct Backdrop {
+pub(in crate::training) struct Backdrop {
     kind: Background,
     seed: u32,
     /// Phases and drifts, each -1 to 1.
@@ -18,35 +18,35 @@ pub(super) struct Backdrop {
 
 /// A soft dot: place and radius in units of the height, brightness 0 to 255.
 #[derive(Clone, Copy)]
-pub(super) struct Star {
-    pub(super) x: f32,
-    pub(super) y: f32,
-    pub(super) radius: f32,
-    pub(super) light: f32,
+pub(in crate::training) struct Star {
+    pub(in crate::training) x: f32,
+    pub(in crate::training) y: f32,
+    pub(in crate::training) radius: f32,
+    pub(in crate::training) light: f32,
     twinkle: f32,
 }
 
 impl Star {
     /// Brightness at a time in seconds.
-    pub(super) fn light_at(&self, t: f32) -> f32 {
+    pub(in crate::training) fn light_at(&self, t: f32) -> f32 {
         self.light * (0.88 + 0.12 * (TAU * (0.5 * t + self.twinkle)).sin())
     }
 }
 
 impl Backdrop {
-    pub(super) fn new(kind: Background, seed: u64, aspect: f32) -> Self {
+    pub(in crate::training) fn new(kind: Background, seed: u64, aspect: f32) -> Self {
         let mut draws = Draws::new(mix64(seed ^ 0xbac0));
         let free = std::array::from_fn(|_| draws.between(-1.0, 1.0));
         let stars = if kind == Background::Night { stars(&mut draws, aspect) } else { Vec::new() };
         Self { kind, seed: draws.next() as u32, free, stars }
     }
 
-    pub(super) fn stars(&self) -> &[Star] {
+    pub(in crate::training) fn stars(&self) -> &[Star] {
         &self.stars
     }
 
     /// A typical colour, for contrast.
-    pub(super) fn typical(&self) -> [f32; 3] {
+    pub(in crate::training) fn typical(&self) -> [f32; 3] {
         match self.kind {
             Background::Sky => [130.0, 185.0, 238.0],
             Background::Sea => [24.0, 66.0, 124.0],
@@ -58,7 +58,7 @@ impl Backdrop {
     }
 
     /// RGB, 0 to 255, at a place (x, y in heights) and a time in seconds.
-    pub(super) fn colour(&self, x: f32, y: f32, t: f32) -> [f32; 3] {
+    pub(in crate::training) fn colour(&self, x: f32, y: f32, t: f32) -> [f32; 3] {
         match self.kind {
             Background::Sky => self.sky(x, y, t),
             Background::Sea => self.sea(x, y, t),
@@ -73,7 +73,7 @@ impl Backdrop {
         let base = blend([84.0, 150.0, 230.0], [136.0, 190.0, 242.0], y);
         let drift = t * (0.1 + 0.04 * self.free[0]);
         let cloud = noise2(1.9 * (x - drift) + 9.0, 3.3 * y, self.seed);
-        blend(base, [246.0, 248.0, 251.0], 0.92 * smoothstep(0.5, 0.74, cloud))
+        blend(base, [246.0, 248.0, 251.0], 0.92 * smoothstep(0.53, 0.76, cloud))
     }
 
     fn sea(&self, x: f32, y: f32, t: f32) -> [f32; 3] {
@@ -108,9 +108,9 @@ impl Backdrop {
     }
 }
 
-/// Stars as evenly as a jittered grid spreads them, on about half of its places.
+/// Stars as evenly as a jittered grid spreads them, on about two thirds of its places.
 fn stars(draws: &mut Draws, aspect: f32) -> Vec<Star> {
-    const CELL: f32 = 0.25;
+    const CELL: f32 = 0.27;
     let columns = (aspect / CELL).ceil() as usize;
     let mut stars = Vec::new();
     for row in 0..4 {
@@ -122,7 +122,7 @@ fn stars(draws: &mut Draws, aspect: f32) -> Vec<Star> {
                 light: draws.between(150.0, 235.0),
                 twinkle: draws.unit(),
             };
-            if draws.below(2) == 0 {
+            if draws.below(3) != 0 {
                 stars.push(star);
             }
         }

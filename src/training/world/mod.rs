@@ -11,10 +11,10 @@
 //! comes in again at the opposite side, bouncing and circling repeat, and what grows (or shrinks) does so
 //! over one second, goes back within half a second and begins again.
 
-mod background;
-mod draw;
+pub(super) mod background;
+pub(super) mod draw;
 mod render;
-mod style;
+pub(super) mod style;
 
 use draw::{Draws, mix64};
 
@@ -361,3 +361,6 @@ fn wrapped(start: f32, speed: f32, seconds: f64, margin: f32) -> f32 {
     let moved = f64::from(start + margin) + f64::from(speed) * seconds;
     (moved.rem_euclid(span)) as f32 - margin
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,23 +11,23 @@ use std::f32::consts::TAU;
 
 /// What a style does at one place: colour times `gain` plus `tint`.
 #[derive(Clone, Copy)]
-pub(super) struct Field {
-    pub(super) gain: f32,
-    pub(super) tint: [f32; 3],
+pub(in crate::training) struct Field {
+    pub(in crate::training) gain: f32,
+    pub(in crate::training) tint: [f32; 3],
 }
 
 /// A leaf: base and tip in heights, greatest half width relative to its length, colour.
 #[derive(Clone, Copy)]
-pub(super) struct Leaf {
-    pub(super) base: [f32; 2],
-    pub(super) tip: [f32; 2],
-    pub(super) width: f32,
-    pub(super) colour: [f32; 3],
+pub(in crate::training) struct Leaf {
+    pub(in crate::training) base: [f32; 2],
+    pub(in crate::training) tip: [f32; 2],
+    pub(in crate::training) width: f32,
+    pub(in crate::training) colour: [f32; 3],
     sway: f32,
 }
 
 /// A style with its free numbers.
-pub(super) struct Look {
+pub(in crate::training) struct Look {
     style: Style,
     seed: u32,
     /// Phases and the like, each -1 to 1.
@@ -36,7 +36,7 @@ pub(super) struct Look {
 }
 
 impl Look {
-    pub(super) fn new(style: Style, seed: u64, aspect: f32) -> Self {
+    pub(in crate::training) fn new(style: Style, seed: u64, aspect: f32) -> Self {
         let mut draws = Draws::new(mix64(seed ^ 0x57_11e5));
         let free = std::array::from_fn(|_| draws.between(-1.0, 1.0));
         let leaves = if style == Style::Jungle { leaves(&mut draws, aspect) } else { Vec::new() };
@@ -44,7 +44,7 @@ impl Look {
     }
 
     /// The background's colours in this style.
-    pub(super) fn cast(&self, c: [f32; 3]) -> [f32; 3] {
+    pub(in crate::training) fn cast(&self, c: [f32; 3]) -> [f32; 3] {
         match self.style {
             Style::None | Style::PixelArt | Style::Rainbow => c,
             Style::Film => self.sepia(luminance(c)),
@@ -59,18 +59,18 @@ impl Look {
     }
 
     /// The object's colours in this style: the cast is lighter, so that they can be told.
-    pub(super) fn cast_object(&self, c: [f32; 3], behind: [f32; 3]) -> [f32; 3] {
+    pub(in crate::training) fn cast_object(&self, c: [f32; 3], behind: [f32; 3]) -> [f32; 3] {
         match self.style {
             Style::Film => {
                 // Grey has lost the colours' contrast; the film keeps object and background apart.
                 let (light, back) = (luminance(c), luminance(behind));
                 let apart = light - back;
-                let light = if apart.abs() >= 60.0 {
+                let light = if apart.abs() >= 75.0 {
                     light
                 } else if back > 128.0 || (apart < 0.0 && back > 80.0) {
-                    back - 60.0
+                    back - 75.0
                 } else {
-                    back + 60.0
+                    back + 75.0
                 };
                 self.sepia(light)
             }
@@ -91,27 +91,25 @@ impl Look {
     }
 
     /// What is done at a place (x, y in heights) at a time in seconds.
-    pub(super) fn field(&self, x: f32, y: f32, aspect: f32, t: f32) -> Field {
+    pub(in crate::training) fn field(&self, x: f32, y: f32, aspect: f32, t: f32) -> Field {
         let plain = Field { gain: 1.0, tint: [0.0; 3] };
         match self.style {
             Style::Film => {
-                let (dx, dy) = (2.0 * x / aspect - 1.0, 2.0 * y - 1.0);
-                let vignette = 1.0 - 0.72 * smoothstep(0.5, 1.9, dx * dx + dy * dy);
                 let flicker = 0.035 * (TAU * (2.3 * t + self.free[1])).sin()
                     + 0.03 * (TAU * (3.7 * t + self.free[2])).sin();
-                Field { gain: vignette * (1.0 + flicker), ..plain }
+                Field { gain: vignette(x, y, aspect) * (1.0 + flicker), ..plain }
             }
             Style::Underwater => {
                 let light = self.caustic(x, y, t);
                 Field { gain: 1.0, tint: [34.0 * light, 62.0 * light, 56.0 * light] }
             }
-            Style::Rainbow => Field { gain: 0.58, tint: self.rainbow(x, y, t) },
+            Style::Rainbow => Field { gain: 0.58, tint: self.rainbow(x / aspect.min(1.0), y, t) },
             Style::None | Style::PixelArt | Style::Jungle => plain,
         }
     }
 
     /// The field on the object, relative to that of the background.
-    pub(super) fn object_share(&self) -> f32 {
+    pub(in crate::training) fn object_share(&self) -> f32 {
         match self.style {
             Style::Rainbow => 0.25,
             Style::Underwater => 0.6,
@@ -136,7 +134,7 @@ impl Look {
     }
 
     /// The leaves at a time in seconds.
-    pub(super) fn leaves_at(&self, t: f32) -> impl Iterator<Item = Leaf> + '_ {
+    pub(in crate::training) fn leaves_at(&self, t: f32) -> impl Iterator<Item = Leaf> + '_ {
         self.leaves.iter().map(move |leaf| {
             let turn = 0.09 * (TAU * (0.4 * t + leaf.sway)).sin();
             let (sin, cos) = turn.sin_cos();
@@ -145,6 +143,12 @@ impl Look {
             Leaf { tip, ..*leaf }
         })
     }
+}
+
+/// How much light a film has at a place (x, y in heights): all in the middle, little in the corners.
+pub(in crate::training) fn vignette(x: f32, y: f32, aspect: f32) -> f32 {
+    let (dx, dy) = (2.0 * x / aspect - 1.0, 2.0 * y - 1.0);
+    1.0 - 0.72 * smoothstep(0.5, 1.9, dx * dx + dy * dy)
 }
 
 /// Leaves all round the border, pointing inwards.

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: MPL-2.0
+//! `WanTransformer3DModel`: the flow of a clip of noisy latents (Wan 2.1 and 2.2), one struct for inference,
+//! streaming and training.
+//!
+//! Latents are `[B, C, T, H, W]`. Each patch of `patch_size` latents is one token; tokens run over frames, then
+//! rows, then columns. Timesteps are in [0, 1000], one for a clip, a latent frame or a token. The result is the
+//! flow `noise - clean`, `[B, out_channels, T, H, W]`.
+//!
+//! Follows diffusers `models/transformers/transformer_wan.py` (0.42.1). Norms, the time embedding and the
+//! modulation tables stay in f32 when the model is loaded in half precision, as diffusers keeps them.
+
+mod block;
+mod config;
+mod embeddings;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+use crate::nn::attention::{KvAccess, RotaryTables, TokenGrid};
+use crate::nn::{LayerNorm, Linear};
+use crate::weights::{Init, Weights};
+use block::{ContextKv, WanTransformerBlock, modulated_norm};
+pub use config::WanTransformer3DModelConfig;
+use embeddings::ConditionEmbedder;
+
+/// Noise levels as the model is told them, in [0, 1000].
+#[derive(Debug, Clone, Copy)]
+pub enum Timestep<'a> {
+    /// `[B]`.
+    PerClip(&'a Tensor),
+    /// `[B, T]`, T counted in tokens along time.
+    PerFrame(&'a Tensor),
+    /// `[B, N]`.
+    PerToken(&'a Tensor),
+}
+
+/// Which frames a frame may look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttentionPattern {
+    /// All.
+    #[default]
+    Full,
+    /// Those of its own block and of earlier ones; the first block may have another length.
+    BlockCausal { first_block: i64, block_latent_frames: i64 },
+}
+
+/// What depends on the shape of a clip alone: positions and mask. Made once, used at every step.
+#[derive(Debug)]
+pub struct TokenLayout {
+    grid: TokenGrid,
+    rotary: RotaryTables,
+    /// `[N, N]`, true where a query may look.
+    mask: Option<Tensor>,
+}
+
+/// What the blocks look at besides the video: text, and images where the model takes them. Made once for a prompt,
+/// used at every step; in training made within the graph.
+#[derive(Debug)]
+pub struct TransformerContext {
+    blocks: Vec<ContextKv>,
+}
+
+/// One evaluation of the model.
+#[derive(Debug)]
+pub struct TransformerInput<'a> {
+    /// `[B, in_channels, T, H, W]`.
+    pub hidden_states: &'a Tensor,
+    pub timestep: Timestep<'a>,
+    pub context: &'a TransformerContext,
+    pub layout: &'a TokenLayout,
+    pub kv: KvAccess<'a>,
+}
+
+/// The transformer.
+#[derive(Debug)]
+pub struct WanTransformer3DModel {
+    config: WanTransformer3DModelConfig,
+    patch_embedding: PatchEmbedding,
+    condition_embedder: ConditionEmbedder,
+    blocks: Vec<WanTransformerBlock>,
+    norm_out: LayerNorm,
+    proj_out: Linear,
+    /// `[1, 2, D]`.
+    scale_shift_table: Tensor,
+    kind: Kind,
+}
+
+impl WanTransformer3DModel {
+    /// Builds the model from weights under the keys of diffusers.
+    ///
+    /// # Errors
+    /// Those of [`WanTransformer3DModelConfig::validate`] and [`Weights::get`].
+    pub fn new(w: &Weights, config: &WanTransformer3DModelConfig) -> Result<Self> {
+        config.validate()?;
+        let dim = config.dim();
+        let blocks = w.pp("blocks");
+        let table = Init::Normal((dim as f64).powf(-0.5));
+        Ok(Self {
+            patch_embedding: PatchEmbedding::new(&w.pp("patch_embedding"), config)?,
+            condition_embedder: ConditionEmbedder::new(&w.pp("condition_embedder"), config)?,
+            blocks: (0..config.num_layers)
+                .map(|layer| WanTransformerBlock::new(&blocks.pp(layer), config))
+                .collect::<Result<_>>()?,
+            norm_out: LayerNorm::plain(dim, config.eps),
+            proj_out: Linear::with_init(
+                &w.pp("proj_out"),
+                dim,
+                config.output_channels() * config.patch_volume(),
+                Init::Zeros,
+            )?,
+            scale_shift_table: w.with_kind(Kind::Float).get(
+                "scale_shift_table",
+                &[1, 2, dim],
+                table,
+            )?,
+            kind: w.kind(),
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration the model was built with.
+    pub fn config(&self) -> &WanTransformer3DModelConfig {
+        &self.config
+    }
+
+    /// The kind that the model computes in, islands apart.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> Device {
+        self.condition_embedder.device()
+    }
+
+    /// Whether diffusers forces a tensor to f32 or the reference ignores it on load.
+    pub fn ignores(name: &str) -> bool {
+        name.contains("norm_added_q")
+    }
+
+    /// Positions and mask for latents of `frames` x `height` x `width`, the first at `frame_offset` tokens of time.
+    pub fn layout(
+        &self,
+        [frames, height, width]: [i64; 3],
+        frame_offset: i64,
+        pattern: AttentionPattern,
+    ) -> TokenLayout {
+        let [pt, ph, pw] = self.config.patch_size;
+        let grid =
+            TokenGrid { frames: frames / pt, height: height / ph, width: width / pw, frame_offset };
+        let device = self.device();
+        let rotary = RotaryTables::new(&grid, self.config.attention_head_dim, device);
+        let mask = match pattern {
+            AttentionPattern::Full => None,
+            AttentionPattern::BlockCausal { first_block, block_latent_frames } => {
+                Some(block_causal_mask(&grid, first_block, block_latent_frames, device))
+            }
+        };
+        TokenLayout { grid, rotary, mask }
+    }
+
+    /// Prepares text `[B, L, text_dim]` and, for models that take them, image embeddings `[Bi, S, image_dim]`.
+    pub fn context(&self, text: &Tensor, image: Option<&Tensor>) -> TransformerContext {
+        let text = self.condition_embedder.text(&text.to_kind(self.kind));
+        let image =
+            image.and_then(|image| self.condition_embedder.image(&image.to_kind(self.kind)));
+        let blocks = self.blocks.iter().map(|block| block.context(&text, image.as_ref())).collect();
+        TransformerContext { blocks }
+    }
+
+    /// The flow `[B, out_channels, T, H, W]` in the kind of the model.
+    pub fn forward(&self, input: TransformerInput<'_>) -> Tensor {
+        let TransformerInput { hidden_states, timestep, context, layout, mut kv } = input;
+        let timestep = match timestep {
+            Timestep::PerClip(t) => t.unsqueeze(1),
+            Timestep::PerFrame(t) | Timestep::PerToken(t) => t.shallow_clone(),
+        };
+        let (temb, timestep_proj) = self.condition_embedder.time(&timestep, self.kind);
+        let mut x = self.patch_embedding.forward(&self.patchify(hidden_states, &layout.grid));
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, &timestep_proj, layout, &context.blocks[layer], (&mut kv, layer));
+        }
+        let ends = (&self.scale_shift_table + temb.to_kind(Kind::Float).unsqueeze(2)).chunk(2, 2);
+        let x = modulated_norm(&self.norm_out, &x, &ends[0], &ends[1]);
+        self.unpatchify(&self.proj_out.forward(&x), &layout.grid)
+    }
+
+    /// `[B, C, T, H, W]` to patches `[B, N, C * pt * ph * pw]`; what does not fill a patch is cut off.
+    fn patchify(&self, x: &Tensor, grid: &TokenGrid) -> Tensor {
+        let [pt, ph, pw] = self.config.patch_size;
+        let (batch, channels) = (x.size()[0], x.size()[1]);
+        let TokenGrid { frames: t, height: h, width: w, .. } = *grid;
+        x.narrow(2, 0, t * pt)
+            .narrow(3, 0, h * ph)
+            .narrow(4, 0, w * pw)
+            .reshape([batch, channels, t, pt, h, ph, w, pw])
+            .permute([0, 2, 4, 6, 1, 3, 5, 7]) // [B, t, h, w, C, pt, ph, pw]
+            .reshape([batch, t * h * w, channels * pt * ph * pw])
+    }
+
+    /// `[B, N, pt * ph * pw * C]` to `[B, C, T, H, W]`; here the channels come last within a patch.
+    fn unpatchify(&self, x: &Tensor, grid: &TokenGrid) -> Tensor {
+        let [pt, ph, pw] = self.config.patch_size;
+        let TokenGrid { frames: t, height: h, width: w, .. } = *grid;
+        x.reshape([-1, t, h, w, pt, ph, pw, self.config.output_channels()])
+            .permute([0, 7, 1, 4, 2, 5, 3, 6]) // [B, C, t, pt, h, ph, w, pw]
+            .reshape([-1, self.config.output_channels(), t * pt, h * ph, w * pw])
+    }
+}
+
+/// The convolution whose stride is its kernel, computed as the matrix product that it is.
+#[derive(Debug)]
+struct PatchEmbedding {
+    /// `[D, C, pt, ph, pw]`.
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl PatchEmbedding {
+    fn new(w: &Weights, config: &WanTransformer3DModelConfig) -> Result<Self> {
+        let dim = config.dim();
+        let [pt, ph, pw] = config.patch_size;
+        let shape = [dim, config.in_channels, pt, ph, pw];
+        Ok(Self {
+            weight: w.get("weight", &shape, Init::FanIn(1.0))?,
+            bias: w.get("bias", &[dim], Init::Zeros)?,
+        })
+    }
+
+    /// Patches `[B, N, C * pt * ph * pw]` to tokens `[B, N, D]`.
+    fn forward(&self, patches: &Tensor) -> Tensor {
+        let weight = self.weight.flatten(1, -1);
+        patches.to_kind(weight.kind()).linear(&weight, Some(&self.bias))
+    }
+}
+
+/// `[N, N]`: true where the query's block is not before the key's.
+fn block_causal_mask(grid: &TokenGrid, first_block: i64, block: i64, device: Device) -> Tensor {
+    let blocks: Vec<i64> = (0..grid.len())
+        .map(|token| {
+            let frame = token / (grid.height * grid.width);
+            if frame < first_block { 0 } else { 1 + (frame - first_block) / block.max(1) }
+        })
+        .collect();
+    let blocks = Tensor::from_slice(&blocks);
+    blocks.unsqueeze(1).ge_tensor(&blocks.unsqueeze(0)).to_device(device)
+}

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Style and background of a clip: a few tests on structure, then whose colours these are.
+
+use super::Clip;
+use crate::training::world::background::Backdrop;
+use crate::training::world::draw::{Draws, luminance};
+use crate::training::world::style::{Look, vignette};
+use crate::training::world::{Background, Style};
+use std::sync::OnceLock;
+
+/// Colours farther than this from all those of a palette count alike (an object is in the way).
+const FAR: f32 = 48.0;
+/// A clip farther than this from every palette is none of the world.
+const STRANGE: f32 = 30.0;
+
+/// What a clip looks like.
+pub(super) struct Seen {
+    pub(super) style: Style,
+    pub(super) background: Background,
+    /// The frames without what a film does to light, else as they were.
+    pub(super) flattened: Clip,
+    /// Colours of that background in that style, in the flattened frames.
+    pub(super) palette: Vec<[f32; 3]>,
+}
+
+/// Style and background, or `None` if the clip resembles none.
+pub(super) fn recognise(clip: &Clip) -> Option<Seen> {
+    let samples = samples(clip);
+    let styles: &[Style] = if is_blocks(clip) {
+        &[Style::PixelArt]
+    } else if is_film(clip, &samples) {
+        &[Style::Film]
+    } else if is_rainbow(&samples) {
+        &[Style::Rainbow]
+    } else if is_jungle(clip) {
+        &[Style::Jungle]
+    } else {
+        &[Style::None, Style::Underwater]
+    };
+    if styles == [Style::Film] {
+        return film(clip);
+    }
+    let mut best = (STRANGE, None);
+    for style in styles {
+        for background in Background::ALL {
+            let score = likeness(&samples, palette(*style, *background));
+            if score < best.0 {
+                best = (score, Some((*style, *background)));
+            }
+        }
+    }
+    let (style, background) = best.1?;
+    let mut palette = palette(style, background).to_vec();
+    if style == Style::Jungle {
+        with_leaves(&mut palette);
+    }
+    Some(Seen { style, background, flattened: clip.clone(), palette })
+}
+
+/// Colours of a clip, evenly over places and moments.
+fn samples(clip: &Clip) -> Vec<[f32; 3]> {
+    let mut samples = Vec::new();
+    let step = (clip.frames.len() / 5).max(1);
+    for frame in clip.frames.iter().step_by(step) {
+        for j in 0..12 {
+            for i in 0..20 {
+                let (x, y) = ((2 * i + 1) * clip.width / 40, (2 * j + 1) * clip.height / 24);
+                samples.push(frame[y * clip.width + x]);
+            }
+        }
+    }
+    samples
+}
+
+/// Colours that a background has in a style, as often as it has them.
+fn palette(style: Style, background: Background) -> &'static [[f32; 3]] {
+    static PALETTES: OnceLock<Vec<Vec<[f32; 3]>>> = OnceLock::new();
+    let all = PALETTES.get_or_init(|| {
+        let styles = Style::ALL.iter();
+        styles.flat_map(|s| Background::ALL.iter().map(|b| make_palette(*s, *b))).collect()
+    });
+    &all[style as usize * Background::ALL.len() + background as usize]
+}
+
+fn make_palette(style: Style, background: Background) -> Vec<[f32; 3]> {
+    let aspect = 1.75;
+    let mut draws = Draws::new(0x9a1e77e);
+    let mut colours = Vec::new();
+    for seed in 0..40 {
+        let backdrop = Backdrop::new(background, seed, aspect);
+        let look = Look::new(style, seed, aspect);
+        for _ in 0..15 {
+            let (x, y, t) = (draws.between(0.0, aspect), draws.unit(), draws.unit());
+            let c = backdrop.colour(x, y, t);
+            colours.push(match style {
+                // Films are compared by their light alone.
+                Style::Film => [luminance(c); 3],
+                Style::PixelArt => c.map(|v| (v * 7.0 / 255.0).round() * 255.0 / 7.0),
+                _ => {
+                    let field = look.field(x, y, aspect, t);
+                    let c = look.cast(c);
+                    std::array::from_fn(|k| c[k] * field.gain + field.tint[k])
+                }
+            });
+        }
+    }
+    colours
+}
+
+/// Leaves and their soft edges before the background.
+fn with_leaves(palette: &mut Vec<[f32; 3]>) {
+    let behind: Vec<[f32; 3]> = palette.iter().step_by(12).copied().collect();
+    for light in 0..6 {
+        let share = light as f32 / 5.0;
+        let leaf = [10.0 + 24.0 * share, 48.0 + 56.0 * share, 16.0 + 18.0 * share];
+        for rib in [1.0, 1.25, 1.5] {
+            let leaf = leaf.map(|v| v * rib);
+            palette.push(leaf);
+            for back in &behind {
+                for mix in [0.33, 0.67] {
+                    palette.push(std::array::from_fn(|k| leaf[k] + (back[k] - leaf[k]) * mix));
+                }
+            }
+        }
+    }
+}
+
+/// Mean distance of each colour of one set from the nearest of the other, both ways.
+fn likeness(samples: &[[f32; 3]], palette: &[[f32; 3]]) -> f32 {
+    let one_way = |from: &[[f32; 3]], to: &[[f32; 3]], step: usize| {
+        let from = from.iter().step_by(step);
+        let count = from.len() as f32;
+        let total: f32 = from.map(|c| nearest(*c, to).min(FAR)).sum();
+        total / count
+    };
+    one_way(samples, palette, 3) + 0.7 * one_way(palette, samples, 2)
+}
+
+/// Distance to the nearest colour.
+fn nearest(c: [f32; 3], palette: &[[f32; 3]]) -> f32 {
+    let squared = |p: &[f32; 3]| {
+        let d = [c[0] - p[0], c[1] - p[1], c[2] - p[2]];
+        d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
+    };
+    palette.iter().map(squared).fold(f32::MAX, f32::min).sqrt()
+}
+
+/// Whether steps between pixels are at the borders of blocks of a sixteenth of the height.
+fn is_blocks(clip: &Clip) -> bool {
+    let block = |i: usize| i * 16 / clip.height;
+    let step_of = |a: [f32; 3], b: [f32; 3]| -> f32 { (0..3).map(|k| (a[k] - b[k]).abs()).sum() };
+    let (mut at_border, mut within) = ([0.0f32; 2], [0.0f32; 2]);
+    let mut add = |i: usize, step: f32| {
+        if block(i) != block(i - 1) {
+            at_border[0] += step;
+            at_border[1] += 1.0;
+        } else if i >= 2 && block(i - 1) == block(i - 2) && block(i + 1) == block(i) {
+            // Not next to a border: soft edges of generated blocks would count there.
+            within[0] += step;
+            within[1] += 1.0;
+        }
+    };
+    for frame in clip.frames.iter().step_by((clip.frames.len() / 4).max(1)) {
+        for y in 1..clip.height {
+            for x in 1..clip.width {
+                let here = frame[y * clip.width + x];
+                add(x, step_of(here, frame[y * clip.width + x - 1]));
+                add(y, step_of(here, frame[(y - 1) * clip.width + x]));
+            }
+        }
+    }
+    at_border[0] / at_border[1].max(1.0) > 2.2 * within[0] / within[1].max(1.0) + 0.4
+}
+
+/// Whether all colours are shades of one grey or brown, and the corners dark.
+fn is_film(clip: &Clip, samples: &[[f32; 3]]) -> bool {
+    let mean: [f32; 3] =
+        std::array::from_fn(|k| samples.iter().map(|c| c[k]).sum::<f32>() / samples.len() as f32);
+    let light = luminance(mean).max(1.0);
+    let (red, blue) = (mean[0] / light, mean[2] / light);
+    if !(0.97..1.15).contains(&red) || !(0.62..1.04).contains(&blue) {
+        return false;
+    }
+    let off = |c: &[f32; 3]| {
+        let l = luminance(*c);
+        (c[0] - red * l).abs() + (c[2] - blue * l).abs()
+    };
+    let coloured = samples.iter().map(off).sum::<f32>() / samples.len() as f32;
+    coloured < 0.05 * light + 1.5 && corners(clip) < 0.7
+}
+
+/// Light of the corners relative to that of the inner frame.
+fn corners(clip: &Clip) -> f32 {
+    let (mut corner, mut inner) = ([0.0f32; 2], [0.0f32; 2]);
+    for frame in &clip.frames {
+        for y in 0..clip.height {
+            let dy = (2 * y + 1) as f32 / clip.height as f32 - 1.0;
+            for x in 0..clip.width {
+                let dx = (2 * x + 1) as f32 / clip.width as f32 - 1.0;
+                let out = dx * dx + dy * dy;
+                let sum = if out > 1.5 {
+                    &mut corner
+                } else if (0.15..0.6).contains(&out) {
+                    &mut inner
+                } else {
+                    continue;
+                };
+                sum[0] += luminance(frame[y * clip.width + x]);
+                sum[1] += 1.0;
+            }
+        }
+    }
+    (corner[0] / corner[1]) / (inner[0] / inner[1]).max(1.0)
+}
+
+/// Whether hues go all round the mean colour.
+fn is_rainbow(samples: &[[f32; 3]]) -> bool {
+    let chroma = |c: &[f32; 3]| [0.866 * (c[1] - c[2]), c[0] - 0.5 * (c[1] + c[2])];
+    let count = samples.len() as f32;
+    let mut mean = [0.0f32; 2];
+    for c in samples {
+        let c = chroma(c);
+        mean = [mean[0] + c[0] / count, mean[1] + c[1] / count];
+    }
+    let mut sectors = [0.0f32; 8];
+    let mut far = 0.0;
+    for c in samples {
+        let c = chroma(c);
+        let (a, b) = (c[0] - mean[0], c[1] - mean[1]);
+        let sector = (a.atan2(b) / std::f32::consts::TAU).rem_euclid(1.0) * 8.0;
+        if a.hypot(b) > 20.0 {
+            sectors[(sector as usize).min(7)] += 1.0 / count;
+            far += 1.0 / count;
+        }
+    }
+    far > 0.6 && sectors.iter().all(|share| *share > 0.025)
+}
+
+/// Whether the border is full of leaves.
+fn is_jungle(clip: &Clip) -> bool {
+    let band = (clip.width.min(clip.height) as f32 * 0.07).ceil() as usize;
+    let (mut leaves, mut all) = (0.0, 0.0f32);
+    for frame in clip.frames.iter().step_by(4) {
+        for y in 0..clip.height {
+            for x in 0..clip.width {
+                let inset = x.min(y).min(clip.width - 1 - x).min(clip.height - 1 - y);
+                if inset < band {
+                    let [r, g, b] = frame[y * clip.width + x];
+                    let leaf = (35.0..145.0).contains(&g) && g > 2.0 * r && g > 2.0 * b;
+                    leaves += f32::from(u8::from(leaf));
+                    all += 1.0;
+                }
+            }
+        }
+    }
+    leaves > 0.2 * all
+}
+
+/// A film's background: light without vignette and flicker, its spread and how it changes.
+fn film(clip: &Clip) -> Option<Seen> {
+    let mut flattened = clip.clone();
+    let aspect = clip.aspect();
+    for frame in &mut flattened.frames {
+        for (at, pixel) in frame.iter_mut().enumerate() {
+            let (x, y) = ((at % clip.width) as f32 + 0.5, (at / clip.width) as f32 + 0.5);
+            let height = clip.height as f32;
+            let gain = vignette(x / height, y / height, aspect);
+            *pixel = [(luminance(*pixel) / gain - 14.0) / 0.9; 3];
+        }
+    }
+    even_out(&mut flattened);
+    let samples = samples(&flattened);
+    let mut best = (STRANGE, None);
+    for background in Background::ALL {
+        let score = likeness(&samples, palette(Style::Film, *background));
+        if score < best.0 {
+            best = (score, Some(*background));
+        }
+    }
+    let background = best.1?;
+    let palette = palette(Style::Film, background).to_vec();
+    Some(Seen { style: Style::Film, background, flattened, palette })
+}
+
+/// Takes out what changes the light of whole frames.
+fn even_out(clip: &mut Clip) {
+    let middle = |frame: &[[f32; 3]]| {
+        let mut values: Vec<f32> = frame.iter().map(|c| c[0]).collect();
+        values.sort_by(f32::total_cmp);
+        values[values.len() / 2].max(1.0)
+    };
+    let middles: Vec<f32> = clip.frames.iter().map(|frame| middle(frame)).collect();
+    let mean = middles.iter().sum::<f32>() / middles.len() as f32;
+    for (frame, middle) in clip.frames.iter_mut().zip(middles) {
+        let gain = (mean / middle).clamp(0.85, 1.15);
+        frame.iter_mut().for_each(|pixel| *pixel = pixel.map(|v| v * gain));
+    }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MPL-2.0
+//! What long work shows: a bar with time left on a terminal, plain lines in a log.
+
+use std::cell::Cell;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Progress of a training run.
+pub struct Progress {
+    bar: ProgressBar,
+    terminal: bool,
+    last_line: Cell<Instant>,
+    started: Instant,
+    first: u64,
+    total: u64,
+}
+
+/// How often a log gets a line.
+const LINE_EVERY: Duration = Duration::from_secs(20);
+
+impl Progress {
+    /// Starts at step `done` of `total`, of a model of `parameters` elements.
+    pub fn new(name: &str, total: u64, done: u64, parameters: usize) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if terminal { ProgressBar::new(total) } else { ProgressBar::hidden() };
+        let template = "{prefix} {bar:30} {pos}/{len} {per_sec} eta {eta} {msg}";
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_prefix(name.to_owned());
+        bar.set_position(done);
+        bar.reset_eta();
+        let now = Instant::now();
+        let this =
+            Self { bar, terminal, last_line: Cell::new(now), started: now, first: done, total };
+        this.note(&format!(
+            "{name}: {:.2} M parameters, step {done} of {total}",
+            parameters as f64 / 1e6
+        ));
+        this
+    }
+
+    /// Reports a finished step and its figures.
+    pub fn step(&self, step: u64, figures: &[(&str, f64)]) {
+        let text: Vec<String> =
+            figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let text = text.join(", ");
+        self.bar.set_position(step);
+        self.bar.set_message(text.clone());
+        if !self.terminal && self.last_line.get().elapsed() >= LINE_EVERY {
+            self.last_line.set(Instant::now());
+            let rate = (step - self.first) as f64 / self.started.elapsed().as_secs_f64();
+            let left = (self.total - step) as f64 / rate.max(1e-9) / 60.0;
+            eprintln!("step {step}/{} ({rate:.2}/s, {left:.0} min left): {text}", self.total);
+        }
+    }
+
+    /// A line that stays.
+    pub fn note(&self, text: &str) {
+        if self.terminal { self.bar.println(text) } else { eprintln!("{text}") }
+    }
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Training of the autoencoder on clips of the world: absolute and squared error of the reconstruction from
+//! sampled latents, and a small Kullback-Leibler term that lets latent channels nobody needs fall silent.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tch::{Device, Kind, Tensor};
+
+use super::optim::{AdamW, Hyper, cosine_schedule};
+use super::progress::Progress;
+use super::sheet;
+use super::world::{Scene, Split};
+use crate::models::autoencoder_kl_wan::{
+    AutoencoderKLWan, AutoencoderKLWanConfig, DiagonalGaussian,
+};
+use crate::nn::conv3d::FeatureCaches;
+use crate::weights::{Checkpoint, Parameters, Source, safetensors};
+
+/// Options of `dit-train vae`.
+#[derive(Debug, Clone)]
+pub struct VaeOptions {
+    /// Folder for the state, the sheets and the finished `vae/`.
+    pub out: PathBuf,
+    pub steps: u64,
+    pub learning_rate: f64,
+    pub kl_weight: f64,
+    pub seed: u64,
+    pub device: Device,
+    /// Steps between saves and sheets.
+    pub save_every: u64,
+    /// Clips of 5 frames of 64x64 in a batch; other shapes are scaled to the same cost.
+    pub batch: i64,
+}
+
+/// The autoencoder of the default model: 16x16x4, 48 channels; a patch of 4 keeps full-resolution work small.
+pub fn default_config() -> AutoencoderKLWanConfig {
+    AutoencoderKLWanConfig {
+        base_dim: 32,
+        decoder_base_dim: Some(40),
+        z_dim: 48,
+        dim_mult: vec![1, 2, 2],
+        num_res_blocks: 1,
+        temporal_downsample: vec![true, true],
+        is_residual: true,
+        in_channels: 48,
+        out_channels: 48,
+        patch_size: Some(4),
+        scale_factor_spatial: 16,
+        latents_mean: vec![0.0; 48],
+        latents_std: vec![1.0; 48],
+        ..AutoencoderKLWanConfig::default()
+    }
+}
+
+/// Shapes that training cycles through: clips per batch unit (of 8), frames, height and width of the crop.
+const SHAPES: [(i64, i64, i64); 6] =
+    [(8, 5, 64), (4, 9, 64), (8, 5, 64), (3, 13, 64), (8, 5, 64), (2, 5, 128)];
+
+/// Trains until `steps`, resuming whatever the folder holds, then writes `vae/` with measured latent statistics.
+///
+/// # Errors
+/// When the folder cannot be written or holds the state of another model.
+pub fn train(options: &VaeOptions) -> Result<()> {
+    std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
+    tch::manual_seed(options.seed as i64);
+    let mut config = default_config();
+    let source = Source::Trainable(Parameters::default());
+    let vae = AutoencoderKLWan::new(&source.weights(Kind::Float, options.device), &config)?;
+    let Source::Trainable(parameters) = &source else { unreachable!("made trainable above") };
+    let mut optimiser =
+        AdamW::new(parameters.named(), Hyper { ema_decay: 0.998, ..Hyper::default() });
+    let state = options.out.join("vae-state.safetensors");
+    if state.exists() {
+        optimiser.resume(&state)?;
+    }
+    let progress =
+        Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count());
+    while optimiser.steps() < options.steps {
+        let step = optimiser.steps();
+        let video = batch(step, options);
+        let (loss, error) = loss(&vae, &video, options.kl_weight);
+        let rate = cosine_schedule(step, options.steps, 100, options.learning_rate, 0.02);
+        let norm = optimiser.step(&loss, rate);
+        progress.step(step + 1, &[("L1", error), ("loss", loss.double_value(&[])), ("norm", norm)]);
+        if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
+            optimiser.save(&state)?;
+            optimiser.swap_averages();
+            let psnr = reconstruct(&vae, &options.out.join("vae.png"), options.device)?;
+            optimiser.swap_averages();
+            progress.note(&format!("step {}: PSNR {psnr:.2} dB on held-out clips", step + 1));
+        }
+    }
+    optimiser.swap_averages();
+    let (mean, std) = latent_statistics(&vae, options.device);
+    config.latents_mean = vec![mean; config.z_dim as usize];
+    config.latents_std = vec![std; config.z_dim as usize];
+    write_folder(&options.out.join("vae"), &config, parameters)?;
+    progress.note(&format!("wrote vae/ (latents: mean {mean:.4}, std {std:.4})"));
+    optimiser.swap_averages();
+    Ok(())
+}
+
+/// Loads a finished `vae/` folder for inference.
+///
+/// # Errors
+/// Those of reading a checkpoint.
+pub fn load(folder: &Path, device: Device) -> Result<AutoencoderKLWan> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let config: AutoencoderKLWanConfig =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let source = Source::frozen(Checkpoint::open(folder, "diffusion_pytorch_model")?);
+    let vae = AutoencoderKLWan::new(&source.weights(Kind::Float, device), &config)?;
+    source.check_all_used(|_| false)?;
+    Ok(vae)
+}
+
+fn loss(vae: &AutoencoderKLWan, video: &Tensor, kl_weight: f64) -> (Tensor, f64) {
+    let DiagonalGaussian { mean, logvar } = vae.encode(video, &mut FeatureCaches::default());
+    let std = (&logvar * 0.5).exp();
+    let sampled = &mean + std * mean.randn_like();
+    let decoded = vae.decode_unclamped(&sampled, &mut FeatureCaches::default());
+    let difference = decoded - video;
+    let absolute = difference.abs().mean(Kind::Float);
+    let squared = difference.square().mean(Kind::Float);
+    let kl: Tensor = (mean.square() + logvar.exp() - 1.0 - logvar).mean(Kind::Float) * 0.5;
+    let error = absolute.double_value(&[]);
+    (absolute + squared + kl * kl_weight, error)
+}
+
+/// One batch `[B, 3, F, H, W]` in [-1, 1], a pure function of the step: crops of freshly drawn clips.
+fn batch(step: u64, options: &VaeOptions) -> Tensor {
+    let (per_unit, frames, size) = SHAPES[(step % SHAPES.len() as u64) as usize];
+    let clips = (per_unit * options.batch / 8).max(1);
+    let first = (options.seed << 32) + step * 64;
+    let videos: Vec<Tensor> =
+        (0..clips as u64).map(|clip| crop(first + clip, frames, size)).collect();
+    Tensor::stack(&videos, 0).to_device(options.device)
+}
+
+/// `[3, F, size, size]` in [-1, 1]: a window of clip `index`, at one of several scales and moments.
+fn crop(index: u64, frames: i64, size: i64) -> Tensor {
+    let scene = Scene::from_index(index, Split::Train);
+    let draw = |salt: u64, below: i64| {
+        let mixed = (index ^ (salt << 17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((mixed >> 33) % below.max(1) as u64) as i64
+    };
+    let height = [96, 128, 128, 160][draw(1, 4) as usize].max(size);
+    let width = height.max(size) + 16 * draw(2, 3);
+    let video = render(&scene, (width, height), frames, draw(3, 16));
+    video.narrow(2, draw(4, height - size + 1), size).narrow(3, draw(5, width - size + 1), size)
+}
+
+/// `[3, F, H, W]` in [-1, 1] of frames `first` and following at 16 frames/s.
+pub fn render(scene: &Scene, (width, height): (i64, i64), frames: i64, first: i64) -> Tensor {
+    let pixels = scene.render(width as usize, height as usize, frames as usize, first, 16.0);
+    let video = Tensor::from_slice(&pixels).view([frames, height, width, 3]);
+    video.permute([3, 0, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0
+}
+
+/// Reconstructs held-out clips, writes input over output, returns the PSNR in dB.
+fn reconstruct(vae: &AutoencoderKLWan, path: &Path, device: Device) -> Result<f64> {
+    let _no_grad = tch::no_grad_guard();
+    let clips: Vec<Tensor> =
+        (0..8).map(|i| render(&Scene::from_index(i, Split::HeldOut), (224, 128), 17, 0)).collect();
+    let video = Tensor::stack(&clips, 0).to_device(device);
+    let latents = vae.encode(&video, &mut FeatureCaches::default()).mean;
+    let decoded = vae.decode(&latents, &mut FeatureCaches::default());
+    // Peak to peak is 2.
+    let error = (&decoded - &video).square().mean(Kind::Float).double_value(&[]);
+    sheet::write(path, &[&video, &decoded], 4)?;
+    Ok(10.0 * (4.0 / error).log10())
+}
+
+/// One mean and one standard deviation for all channels: channels keep their relative energy, so that
+/// texture nobody can predict stays small in the transformer's loss.
+fn latent_statistics(vae: &AutoencoderKLWan, device: Device) -> (f64, f64) {
+    let _no_grad = tch::no_grad_guard();
+    let clips: Vec<Tensor> =
+        (0..64).map(|i| render(&Scene::from_index(i, Split::Train), (128, 128), 9, 0)).collect();
+    let video = Tensor::stack(&clips, 0).to_device(device);
+    let latents = vae.encode(&video, &mut FeatureCaches::default()).mean;
+    (latents.mean(Kind::Float).double_value(&[]), latents.std(true).double_value(&[]))
+}
+
+fn write_folder(
+    folder: &Path,
+    config: &AutoencoderKLWanConfig,
+    parameters: &Parameters,
+) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let mut json = serde_json::to_value(config)?;
+    json["_class_name"] = "AutoencoderKLWan".into();
+    let path = folder.join("config.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&json)? + "\n")
+        .with_context(|| path.display().to_string())?;
+    let named: Vec<(String, Tensor)> = parameters
+        .named()
+        .into_iter()
+        .map(|(name, t)| (name, t.detach().to_kind(Kind::Half)))
+        .collect();
+    let tensors = named.iter().map(|(name, t)| (name.clone(), t));
+    Ok(safetensors::write(&folder.join("diffusion_pytorch_model.safetensors"), tensors)?)
+}
