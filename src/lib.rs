@@ -8,8 +8,8 @@ pub mod frames;
 pub mod models;
 pub mod nn;
 pub mod pipeline;
-pub mod session;
 pub mod schedulers;
+pub mod session;
 pub mod torch;
 #[cfg(feature = "training")]
 pub mod training;

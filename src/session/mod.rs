@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use tch::Device;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pipeline::{Controls, FolderInfo, Request, Settings};
-use crate::torch::Precision;
+use crate::torch::{Precision, available_memory, device_name};
 
 pub use ladder::Ladder;
 pub use model::Model;
@@ -88,12 +88,34 @@ impl Session {
     /// What [`Request::new`] says about the size, or `OutOfMemory` with the arithmetic.
     pub fn begin(&self, settings: &Settings, still: bool, origin: u64) -> Result<()> {
         let request = Request::new(settings, self.info())?;
-        if !self.model.is_ready() {
-            let (device, precision) = (self.model.device(), self.model.precision());
-            self.info().check_memory(settings.width, settings.height, device, precision)?;
-        }
+        self.check_memory(settings)?;
         self.stream.begin(Plan { request, still }, origin);
         Ok(())
+    }
+
+    /// Refuses a size that does not fit beside what is loaded.
+    fn check_memory(&self, settings: &Settings) -> Result<()> {
+        let (device, precision) = (self.model.device(), self.model.precision());
+        let (width, height) = (settings.width, settings.height);
+        if !self.model.is_ready() {
+            return match self.info().check_memory(width, height, device, precision) {
+                // Damaged files are the loader's to report.
+                Err(error) if !matches!(error, Error::OutOfMemory { .. }) => Ok(()),
+                checked => checked,
+            };
+        }
+        let estimate = self.info().estimate_memory(width, height, device, precision)?;
+        let needed = estimate.total() - estimate.weights;
+        match available_memory(device) {
+            Some(available) if needed > available => Err(Error::OutOfMemory {
+                device: device_name(device),
+                needed_mib: needed >> 20,
+                available_mib: available >> 20,
+                breakdown: "caches and activations beside the loaded weights".into(),
+                advice: "choose a smaller width and height".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Generates anew, the first frame having the number `origin`.

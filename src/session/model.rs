@@ -282,7 +282,7 @@ impl Worker<'_> {
             self.rollouts.insert(id, (job.epoch, rollout));
         }
         let Some((_, rollout)) = self.rollouts.get_mut(&id) else { return Err(Error::Cancelled) };
-        rollout.set_num_inference_steps(Some(job.steps));
+        rollout.set_num_inference_steps(self.pipeline, job.steps)?;
         if job.plan.still {
             rollout.still(self.pipeline, &job.controls, &cancel)
         } else {
