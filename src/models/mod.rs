@@ -5,3 +5,4 @@ pub mod autoencoder_kl_wan;
 mod text_repair;
 pub mod tokenizer;
 pub mod transformer_wan;
+pub mod umt5;
