@@ -5,6 +5,7 @@
 pub mod error;
 pub mod models;
 pub mod nn;
+pub mod pipeline;
 pub mod schedulers;
 pub mod torch;
 #[cfg(feature = "training")]
