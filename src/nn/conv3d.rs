@@ -38,6 +38,16 @@ impl FeatureCaches {
         &mut self.slots[index]
     }
 
+    /// A copy that shares the tensors, which are never written in place: a stream can be taken up again from it.
+    pub fn shallow_clone(&self) -> Self {
+        let slots = self.slots.iter().map(|slot| match slot {
+            FeatureCache::Empty => FeatureCache::Empty,
+            FeatureCache::FirstFrame => FeatureCache::FirstFrame,
+            FeatureCache::Tail(tail) => FeatureCache::Tail(tail.shallow_clone()),
+        });
+        Self { slots: slots.collect() }
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
         self.slots

@@ -11,6 +11,7 @@ use std::fmt::Display;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::torch::kind_bytes;
 pub use safetensors::Checkpoint;
 
 /// How a parameter starts when it is made for training and no checkpoint holds it.
@@ -98,7 +99,7 @@ impl Source {
 
     /// The root from which a model takes its tensors in `kind` on `device` (training is always f32).
     pub fn weights(&self, kind: Kind, device: Device) -> Weights<'_> {
-        Weights { source: self, prefix: String::new(), kind, device }
+        Weights { source: self, prefix: String::new(), kind, device, observer: None }
     }
 
     /// Reports tensors of the files that no constructor asked for; `ignored` says which may be there.
@@ -128,9 +129,16 @@ pub struct Weights<'a> {
     prefix: String,
     kind: Kind,
     device: Device,
+    observer: Option<&'a dyn Fn(u64) -> Result<()>>,
 }
 
-impl Weights<'_> {
+impl<'a> Weights<'a> {
+    /// The same place with `observer` told the bytes of each tensor taken; its error ends the construction.
+    pub fn observed(mut self, observer: &'a dyn Fn(u64) -> Result<()>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
     /// The place below, as checkpoint keys write it (`blocks`, `0`, `attn1`).
     pub fn pp(&self, name: impl Display) -> Self {
         let mut below = self.clone();
@@ -168,6 +176,9 @@ impl Weights<'_> {
                 }
                 let tensor = frozen.checkpoint.float(&path, self.kind, self.device)?;
                 frozen.used.borrow_mut().insert(path);
+                if let Some(observer) = self.observer {
+                    observer(tensor.numel() as u64 * kind_bytes(self.kind))?;
+                }
                 Ok(tensor)
             }
         }

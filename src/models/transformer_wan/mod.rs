@@ -15,7 +15,7 @@ mod embeddings;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::attention::{KvAccess, RotaryTables, TokenGrid};
 use crate::nn::{LayerNorm, Linear};
 use crate::weights::{Init, Weights};
@@ -133,9 +133,9 @@ impl WanTransformer3DModel {
         self.condition_embedder.device()
     }
 
-    /// Whether diffusers forces a tensor to f32 or the reference ignores it on load.
-    pub fn ignores(name: &str) -> bool {
-        name.contains("norm_added_q")
+    /// Whether a key of the files may stay unused, as the reference leaves it.
+    pub fn may_ignore(key: &str) -> bool {
+        key.contains("norm_added_q")
     }
 
     /// Positions and mask for latents of `frames` x `height` x `width`, the first at `frame_offset` tokens of time.
@@ -170,6 +170,18 @@ impl WanTransformer3DModel {
 
     /// The flow `[B, out_channels, T, H, W]` in the kind of the model.
     pub fn forward(&self, input: TransformerInput<'_>) -> Tensor {
+        self.forward_unless(input, &|| false).expect("nothing cancels")
+    }
+
+    /// As [`Self::forward`], asking `cancel` before each block.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]; a cache that was being appended to is then incomplete.
+    pub fn forward_unless(
+        &self,
+        input: TransformerInput<'_>,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Tensor> {
         let TransformerInput { hidden_states, timestep, context, layout, mut kv } = input;
         let timestep = match timestep {
             Timestep::PerClip(t) => t.unsqueeze(1),
@@ -178,11 +190,14 @@ impl WanTransformer3DModel {
         let (temb, timestep_proj) = self.condition_embedder.time(&timestep, self.kind);
         let mut x = self.patch_embedding.forward(&self.patchify(hidden_states, &layout.grid));
         for (layer, block) in self.blocks.iter().enumerate() {
+            if cancel() {
+                return Err(Error::Cancelled);
+            }
             x = block.forward(&x, &timestep_proj, layout, &context.blocks[layer], (&mut kv, layer));
         }
         let ends = (&self.scale_shift_table + temb.to_kind(Kind::Float).unsqueeze(2)).chunk(2, 2);
         let x = modulated_norm(&self.norm_out, &x, &ends[0], &ends[1]);
-        self.unpatchify(&self.proj_out.forward(&x), &layout.grid)
+        Ok(self.unpatchify(&self.proj_out.forward(&x), &layout.grid))
     }
 
     /// `[B, C, T, H, W]` to patches `[B, N, C * pt * ph * pw]`; what does not fill a patch is cut off.

@@ -113,7 +113,7 @@ fn with_leaves(palette: &mut Vec<[f32; 3]>) {
     for light in 0..6 {
         let share = light as f32 / 5.0;
         let leaf = [10.0 + 24.0 * share, 48.0 + 56.0 * share, 16.0 + 18.0 * share];
-        for rib in [1.0, 1.25, 1.5] {
+        for rib in [1.0, 1.3] {
             let leaf = leaf.map(|v| v * rib);
             palette.push(leaf);
             for back in &behind {
@@ -146,30 +146,47 @@ fn nearest(c: [f32; 3], palette: &[[f32; 3]]) -> f32 {
 }
 
 /// Whether steps between pixels are at the borders of blocks of a sixteenth of the height.
+///
+/// Lines of pixels are compared by their mean and by their median, so that neither an object's straight edges
+/// nor a large object decide.
 fn is_blocks(clip: &Clip) -> bool {
-    let block = |i: usize| i * 16 / clip.height;
     let step_of = |a: [f32; 3], b: [f32; 3]| -> f32 { (0..3).map(|k| (a[k] - b[k]).abs()).sum() };
-    let (mut at_border, mut within) = ([0.0f32; 2], [0.0f32; 2]);
-    let mut add = |i: usize, step: f32| {
-        if block(i) != block(i - 1) {
-            at_border[0] += step;
-            at_border[1] += 1.0;
-        } else if i >= 2 && block(i - 1) == block(i - 2) && block(i + 1) == block(i) {
-            // Not next to a border: soft edges of generated blocks would count there.
-            within[0] += step;
-            within[1] += 1.0;
-        }
-    };
-    for frame in clip.frames.iter().step_by((clip.frames.len() / 4).max(1)) {
+    // Mean step into each column from the one before, then the same of rows.
+    let mut steps = vec![0.0f32; clip.width + clip.height];
+    let frames = clip.frames.iter().step_by((clip.frames.len() / 4).max(1));
+    let count = frames.len() as f32;
+    for frame in frames {
         for y in 1..clip.height {
             for x in 1..clip.width {
                 let here = frame[y * clip.width + x];
-                add(x, step_of(here, frame[y * clip.width + x - 1]));
-                add(y, step_of(here, frame[(y - 1) * clip.width + x]));
+                let left = step_of(here, frame[y * clip.width + x - 1]);
+                let above = step_of(here, frame[(y - 1) * clip.width + x]);
+                steps[x] += left / (count * clip.height as f32);
+                steps[clip.width + y] += above / (count * clip.width as f32);
             }
         }
     }
-    at_border[0] / at_border[1].max(1.0) > 2.2 * within[0] / within[1].max(1.0) + 0.4
+    let (mut at_border, mut within) = (Vec::new(), Vec::new());
+    for (lines, size) in [(&steps[..clip.width], clip.width), (&steps[clip.width..], clip.height)] {
+        let begins = |i: usize| i * 16 / clip.height != (i - 1) * 16 / clip.height;
+        for i in 2..size - 1 {
+            if begins(i) {
+                at_border.push(lines[i]);
+            } else if !begins(i - 1) && !begins(i + 1) {
+                // Not next to a border: soft edges of generated blocks would count there.
+                within.push(lines[i]);
+            }
+        }
+    }
+    let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len().max(1) as f32;
+    mean(&at_border) > 2.0 * mean(&within) + 0.3
+        && median(&mut at_border) > 2.0 * median(&mut within) + 0.3
+}
+
+/// The middle value; 0 of none.
+fn median(values: &mut [f32]) -> f32 {
+    values.sort_by(f32::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Whether all colours are shades of one grey or brown, and the corners dark.
@@ -178,7 +195,7 @@ fn is_film(clip: &Clip, samples: &[[f32; 3]]) -> bool {
         std::array::from_fn(|k| samples.iter().map(|c| c[k]).sum::<f32>() / samples.len() as f32);
     let light = luminance(mean).max(1.0);
     let (red, blue) = (mean[0] / light, mean[2] / light);
-    if !(0.97..1.15).contains(&red) || !(0.62..1.04).contains(&blue) {
+    if !(0.97..1.35).contains(&red) || !(0.6..1.04).contains(&blue) {
         return false;
     }
     let off = |c: &[f32; 3]| {
@@ -186,7 +203,7 @@ fn is_film(clip: &Clip, samples: &[[f32; 3]]) -> bool {
         (c[0] - red * l).abs() + (c[2] - blue * l).abs()
     };
     let coloured = samples.iter().map(off).sum::<f32>() / samples.len() as f32;
-    coloured < 0.05 * light + 1.5 && corners(clip) < 0.7
+    coloured < 0.07 * light + 1.5 && corners(clip) < 0.7
 }
 
 /// Light of the corners relative to that of the inner frame.
@@ -277,22 +294,38 @@ fn film(clip: &Clip) -> Option<Seen> {
             best = (score, Some(*background));
         }
     }
-    let background = best.1?;
+    let mut background = best.1?;
+    // Light clouds and snow differ in spread only; objects, dark before both, are in the lower half.
+    let mut lights: Vec<f32> = samples.iter().map(|c| c[0]).collect();
+    lights.sort_by(f32::total_cmp);
+    let spread = lights[lights.len() * 95 / 100] - lights[lights.len() / 2];
+    if background == Background::Sky && spread < 14.0 && lights[lights.len() / 2] > 200.0 {
+        background = Background::Snow;
+    }
     let palette = palette(Style::Film, background).to_vec();
     Some(Seen { style: Style::Film, background, flattened, palette })
 }
 
-/// Takes out what changes the light of whole frames.
+/// Takes out what changes the light of whole frames, as it shows towards the corners.
 fn even_out(clip: &mut Clip) {
-    let middle = |frame: &[[f32; 3]]| {
-        let mut values: Vec<f32> = frame.iter().map(|c| c[0]).collect();
-        values.sort_by(f32::total_cmp);
-        values[values.len() / 2].max(1.0)
-    };
-    let middles: Vec<f32> = clip.frames.iter().map(|frame| middle(frame)).collect();
+    let (width, height) = (clip.width, clip.height);
+    let outer: Vec<usize> = (0..width * height)
+        .filter(|at| {
+            let dx = (2 * (at % width) + 1) as f32 / width as f32 - 1.0;
+            let dy = (2 * (at / width) + 1) as f32 / height as f32 - 1.0;
+            (1.0..1.6).contains(&(dx * dx + dy * dy))
+        })
+        .collect();
+    let middles: Vec<f32> = clip
+        .frames
+        .iter()
+        .map(|frame| {
+            median(&mut outer.iter().map(|at| frame[*at][0]).collect::<Vec<f32>>()).max(1.0)
+        })
+        .collect();
     let mean = middles.iter().sum::<f32>() / middles.len() as f32;
     for (frame, middle) in clip.frames.iter_mut().zip(middles) {
-        let gain = (mean / middle).clamp(0.85, 1.15);
+        let gain = (mean / middle).clamp(0.9, 1.1);
         frame.iter_mut().for_each(|pixel| *pixel = pixel.map(|v| v * gain));
     }
 }

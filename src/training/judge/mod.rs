@@ -70,7 +70,7 @@ pub fn judge(pixels: &[u8], width: usize, height: usize) -> Verdict {
     let Some(seen) = look::recognise(&clip) else { return verdict };
     verdict.style = Some(seen.style);
     verdict.background = Some(seen.background);
-    let track = object::follow(&seen.flattened, &seen.palette);
+    let track = object::follow(&seen.flattened, &seen.palette, seen.style);
     verdict.motion = motion(&track);
     if let Some((shape, _)) = shape::recognise(&track) {
         verdict.shape = Some(shape);

@@ -7,6 +7,8 @@ use crate::training::world::{Colour, Style};
 
 /// Colours nearer than this to one of the background's are background.
 const TOLERANCE: f32 = 20.0;
+/// The same where a style has its own wide range of colours, or few levels.
+const SMALL_TOLERANCE: f32 = 13.0;
 /// Cells per channel of the table of colours.
 const CELLS: usize = 32;
 /// Smallest object, as a part of the squared height.
@@ -25,6 +27,9 @@ pub(super) struct Blob {
     pub(super) open: Vec<bool>,
     /// The same with holes filled.
     pub(super) filled: Vec<bool>,
+    /// What the outer edge encloses, without the hole of a ring: the object where only its edges could be
+    /// seen.
+    pub(super) between: Vec<bool>,
 }
 
 /// An object through the frames of a clip.
@@ -36,11 +41,19 @@ pub(super) struct Track {
 }
 
 /// Finds the object in every frame.
-pub(super) fn follow(clip: &Clip, palette: &[[f32; 3]]) -> Track {
-    let table = Table::new(palette);
+pub(super) fn follow(clip: &Clip, palette: &[[f32; 3]], style: Style) -> Track {
+    let tolerance = match style {
+        Style::Rainbow | Style::PixelArt | Style::Jungle => SMALL_TOLERANCE,
+        _ => TOLERANCE,
+    };
+    let table = Table::new(palette, tolerance);
     let blobs = clip.frames.iter().map(|frame| {
         let open: Vec<bool> = frame.iter().map(|c| !table.holds(*c)).collect();
-        largest(&open, clip.width, clip.height)
+        let mut blob = largest(&open, clip.width, clip.height)?;
+        if style == Style::PixelArt {
+            sharpen(&mut blob, frame, clip);
+        }
+        Some(blob)
     });
     Track { width: clip.width, height: clip.height, aspect: clip.aspect(), blobs: blobs.collect() }
 }
@@ -51,10 +64,10 @@ struct Table {
 }
 
 impl Table {
-    fn new(palette: &[[f32; 3]]) -> Self {
+    fn new(palette: &[[f32; 3]], tolerance: f32) -> Self {
         let mut near = vec![false; CELLS * CELLS * CELLS];
         let size = 256.0 / CELLS as f32;
-        let reach = (TOLERANCE / size).ceil() as i32;
+        let reach = (tolerance / size).ceil() as i32;
         for c in palette {
             let cell = c.map(|v| (v.clamp(0.0, 255.0) / size) as i32);
             for r in cell[0] - reach..=cell[0] + reach {
@@ -65,7 +78,7 @@ impl Table {
                         let d: f32 = (0..3)
                             .map(|k| ((at[k] as f32 + 0.5) * size - c[k].clamp(0.0, 255.0)).powi(2))
                             .sum();
-                        if inside && d <= TOLERANCE * TOLERANCE {
+                        if inside && d <= tolerance * tolerance {
                             near[(r as usize * CELLS + g as usize) * CELLS + b as usize] = true;
                         }
                     }
@@ -129,7 +142,72 @@ fn largest(mask: &[bool], width: usize, height: usize) -> Option<Blob> {
     }
     let radius = (area as f32 / std::f32::consts::PI).sqrt() / scale;
     let count = area as f32 * scale;
-    Some(Blob { x: x / count, y: y / count, radius, cut, open, filled })
+    let centre = [x / area as f32, y / area as f32];
+    let between = between_edges(mask, &filled, centre, width);
+    Some(Blob { x: x / count, y: y / count, radius, cut, open, filled, between })
+}
+
+/// Takes away the blocks that are more of the background's colour than of the object's.
+fn sharpen(blob: &mut Blob, frame: &[[f32; 3]], clip: &Clip) {
+    let scale = clip.height as f32;
+    let near = |at: &usize| {
+        let dx = (at % clip.width) as f32 / scale - blob.x;
+        let dy = (at / clip.width) as f32 / scale - blob.y;
+        dx.abs().max(dy.abs()) < 1.9 * blob.radius
+    };
+    let behind: Vec<usize> = (0..frame.len()).filter(|at| !blob.filled[*at]).filter(near).collect();
+    let mean = |places: &[usize]| -> [f32; 3] {
+        let sum = |k: usize| places.iter().map(|at| frame[*at][k]).sum::<f32>();
+        std::array::from_fn(|k| sum(k) / places.len().max(1) as f32)
+    };
+    let back = mean(&behind);
+    let off = |at: usize| -> f32 { (0..3).map(|k| (frame[at][k] - back[k]).powi(2)).sum() };
+    let mut places: Vec<usize> = (0..frame.len()).filter(|at| blob.open[*at]).collect();
+    places.sort_by(|a, b| off(*a).total_cmp(&off(*b)));
+    // The colours that differ most, but for some of the darker edge.
+    let body = mean(&places[places.len() * 6 / 10..places.len() * 9 / 10]);
+    let apart: f32 = (0..3).map(|k| (body[k] - back[k]).powi(2)).sum();
+    for at in places {
+        blob.open[at] = off(at) > 0.2 * apart;
+    }
+}
+
+/// What is enclosed by the outer edge of a thing, but not by a second edge within it, if there is one in most
+/// directions from the centre.
+fn between_edges(mask: &[bool], filled: &[bool], centre: [f32; 2], width: usize) -> Vec<bool> {
+    const DIRECTIONS: usize = 24;
+    let mut between = filled.to_vec();
+    let mut holes = Vec::new();
+    for direction in 0..DIRECTIONS {
+        let angle = direction as f32 / DIRECTIONS as f32 * std::f32::consts::TAU;
+        let (sin, cos) = angle.sin_cos();
+        let (mut edges, mut first, mut on_edge) = (0, 0.0, false);
+        for step in 0..width + filled.len() / width {
+            let (x, y) = (centre[0] + step as f32 * cos, centre[1] + step as f32 * sin);
+            let inside = x >= 0.0 && y >= 0.0 && (x as usize) < width;
+            let at = if inside { y as usize * width + x as usize } else { filled.len() };
+            if at >= filled.len() || !filled[at] {
+                break;
+            }
+            if mask[at] && !on_edge {
+                edges += 1;
+                first = if edges == 1 { step as f32 } else { first };
+            }
+            on_edge = mask[at];
+        }
+        if edges >= 2 && first > 1.0 {
+            holes.push(first);
+        }
+    }
+    if holes.len() * 2 > DIRECTIONS {
+        holes.sort_by(f32::total_cmp);
+        let radius = holes[holes.len() / 2];
+        for (at, inside) in between.iter_mut().enumerate() {
+            let (dx, dy) = ((at % width) as f32 - centre[0], (at / width) as f32 - centre[1]);
+            *inside &= dx.hypot(dy) >= radius;
+        }
+    }
+    between
 }
 
 /// The pixels left, right, above and below.
@@ -184,7 +262,7 @@ pub(super) fn colour(clip: &Clip, track: &Track, style: Style) -> Option<Colour>
 
 /// The middle colour of the pixels that are farthest from the object's edges.
 fn inside(frame: &[[f32; 3]], blob: &Blob, track: &Track) -> Option<[f32; 3]> {
-    let mut mask = if is_outline(blob) { blob.filled.clone() } else { blob.open.clone() };
+    let mut mask = if is_outline(blob) { blob.between.clone() } else { blob.open.clone() };
     let count = |mask: &[bool]| mask.iter().filter(|inside| **inside).count();
     let enough = count(&mask) / 4;
     loop {

@@ -299,7 +299,13 @@ impl Canvas {
         let behind = self.backdrop.typical();
         let body = self.look.cast_object(base, behind);
         let rim = self.look.cast_object(rim_of(base), behind);
-        let rim = if scene.attributes.style == Style::Film { rim_of(body) } else { rim };
+        // A film's grey edge must not look like the background either.
+        let lighter = luminance(body) > luminance(self.look.cast(behind));
+        let rim = match scene.attributes.style {
+            Style::Film if lighter => body.map(|v| (v + 45.0).min(255.0)),
+            Style::Film => rim_of(body),
+            _ => rim,
+        };
         let share = self.look.object_share();
         let (cx, cy) = (place.x * self.aspect, place.y);
         let reach = REACH * place.radius + 1.5 / self.height as f32;

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MPL-2.0
+//! A checkpoint folder as its JSON files describe it: `model_index.json` and the configs of the components.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::models::autoencoder_kl_wan::AutoencoderKLWanConfig;
+use crate::models::transformer_wan::WanTransformer3DModelConfig;
+use crate::models::umt5::Umt5Config;
+use crate::schedulers::SchedulerConfig;
+
+/// What a model is best used at: the key `_dit` of `model_index.json`, else what its family is published with.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Native {
+    /// Pixels.
+    pub width: i64,
+    pub height: i64,
+    /// Frames per second, as a fraction.
+    pub framerate: (i32, i32),
+    /// Pixel frames of one window, 4n+1.
+    pub num_frames: i64,
+    pub num_inference_steps: u32,
+    pub guidance_scale: f64,
+    /// Tokens of a prompt, padding included.
+    pub max_sequence_length: i64,
+    /// Largest area that the model was trained for; `None`: no limit known.
+    pub max_pixels: Option<i64>,
+    /// Latent frames carried from window to window.
+    pub context_latent_frames: i64,
+    /// Whether the model was trained with block-causal attention too.
+    pub causal: bool,
+    /// Latent frames of one block of a causal rollout, the first one included.
+    pub block_latent_frames: i64,
+}
+
+impl Default for Native {
+    /// Wan 2.1.
+    fn default() -> Self {
+        Self {
+            width: 832,
+            height: 480,
+            framerate: (16, 1),
+            num_frames: 81,
+            num_inference_steps: 50,
+            guidance_scale: 5.0,
+            max_sequence_length: 512,
+            max_pixels: None,
+            context_latent_frames: 1,
+            causal: false,
+            block_latent_frames: 1,
+        }
+    }
+}
+
+impl Native {
+    /// Wan 2.2 TI2V-5B.
+    fn wan22() -> Self {
+        Self { width: 1280, height: 704, framerate: (24, 1), num_frames: 121, ..Self::default() }
+    }
+
+    fn validate(&self, path: &Path, temporal: i64) -> Result<()> {
+        let wrong = |key: &str, found: String, expected: &str| {
+            Err(Error::setting(format!("{}: _dit.{key}", path.display()), found, expected))
+        };
+        if self.width < 16 || self.height < 16 {
+            let found = format!("{}x{}", self.width, self.height);
+            return wrong("width, height", found, "at least 16 pixels");
+        }
+        if self.framerate.0 < 1 || self.framerate.1 < 1 {
+            return wrong("framerate", format!("{:?}", self.framerate), "a positive fraction");
+        }
+        if self.num_frames < 1 || (self.num_frames - 1) % temporal != 0 {
+            let expected = format!("{temporal}n+1 frames");
+            return wrong("num_frames", self.num_frames.to_string(), &expected);
+        }
+        let latent_frames = (self.num_frames - 1) / temporal + 1;
+        if !(0..latent_frames.max(1)).contains(&self.context_latent_frames) && latent_frames > 1 {
+            let expected = format!("0 to {}, fewer than the window has", latent_frames - 1);
+            return wrong("context_latent_frames", self.context_latent_frames.to_string(), &expected);
+        }
+        if !(1..=latent_frames).contains(&self.block_latent_frames) {
+            let expected = format!("1 to {latent_frames}");
+            return wrong("block_latent_frames", self.block_latent_frames.to_string(), &expected);
+        }
+        if self.max_sequence_length < 1 || self.num_inference_steps < 1 {
+            let found = format!("{} and {}", self.max_sequence_length, self.num_inference_steps);
+            return wrong("max_sequence_length, num_inference_steps", found, "at least 1");
+        }
+        Ok(())
+    }
+}
+
+/// A checkpoint folder that has been looked at but not loaded.
+#[derive(Debug, Clone)]
+pub struct FolderInfo {
+    pub folder: PathBuf,
+    /// `WanPipeline`, `WanImageToVideoPipeline` or another that holds the same components.
+    pub class_name: String,
+    pub native: Native,
+    pub transformer: WanTransformer3DModelConfig,
+    /// The low-noise expert of a two-expert folder.
+    pub transformer_2: Option<WanTransformer3DModelConfig>,
+    pub vae: AutoencoderKLWanConfig,
+    pub text_encoder: Umt5Config,
+    pub scheduler: SchedulerConfig,
+    /// Share of the timesteps below which `transformer_2` takes over.
+    pub boundary_ratio: Option<f64>,
+    /// Whether frames may have timesteps of their own.
+    pub expand_timesteps: bool,
+}
+
+impl FolderInfo {
+    /// Reads and checks `model_index.json` and the configs, no weights; cheap, and no call of libtorch.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] or [`Error::Setting`] naming the file and what is wrong in it.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("model_index.json");
+        if !folder.is_dir() {
+            return Err(Error::checkpoint(folder, "no such folder; model-path must name a folder in diffusers' format"));
+        }
+        if !path.is_file() {
+            return Err(Error::checkpoint(folder, "no model_index.json in it; model-path must name a folder in diffusers' format"));
+        }
+        let index: serde_json::Value = read_json(&path)?;
+        let class = |name: &str| index.get(name).and_then(|entry| entry.get(1)).and_then(|c| c.as_str());
+        for (component, expected) in [
+            ("transformer", "WanTransformer3DModel"),
+            ("vae", "AutoencoderKLWan"),
+            ("text_encoder", "UMT5EncoderModel"),
+        ] {
+            if class(component) != Some(expected) {
+                let found = class(component).unwrap_or("nothing");
+                return Err(Error::setting(format!("{}: {component}", path.display()), found, expected));
+            }
+        }
+        let transformer: WanTransformer3DModelConfig = config(folder, "transformer")?;
+        transformer.validate()?;
+        let transformer_2 = class("transformer_2")
+            .map(|_| config::<WanTransformer3DModelConfig>(folder, "transformer_2"))
+            .transpose()?;
+        let vae: AutoencoderKLWanConfig = config(folder, "vae")?;
+        vae.validate()?;
+        let text_encoder: Umt5Config = config(folder, "text_encoder")?;
+        text_encoder.validate()?;
+        let expand_timesteps = flag(&index, "expand_timesteps");
+        let native = native(&path, &index, expand_timesteps || vae.z_dim == 48)?;
+        native.validate(&path, vae.temporal_factor())?;
+        let info = Self {
+            class_name: index["_class_name"].as_str().unwrap_or_default().to_owned(),
+            scheduler: SchedulerConfig::from_folder(&folder.join("scheduler"))?,
+            boundary_ratio: index.get("boundary_ratio").and_then(serde_json::Value::as_f64),
+            folder: folder.to_owned(),
+            expand_timesteps,
+            native,
+            transformer,
+            transformer_2,
+            vae,
+            text_encoder,
+        };
+        info.check_agreement()?;
+        Ok(info)
+    }
+
+    /// Components that must fit each other.
+    fn check_agreement(&self) -> Result<()> {
+        let wrong = |key: &str, found: i64, expected: String| {
+            Err(Error::setting(format!("{}: {key}", self.folder.display()), found, expected))
+        };
+        for transformer in std::iter::once(&self.transformer).chain(&self.transformer_2) {
+            transformer.validate()?;
+            if transformer.text_dim != self.text_encoder.d_model {
+                let expected = format!("text_encoder's d_model, {}", self.text_encoder.d_model);
+                return wrong("transformer text_dim", transformer.text_dim, expected);
+            }
+            if transformer.output_channels() != self.vae.z_dim {
+                let expected = format!("the vae's z_dim, {}", self.vae.z_dim);
+                return wrong("transformer out_channels", transformer.output_channels(), expected);
+            }
+            let extra = transformer.in_channels - self.vae.z_dim;
+            if extra != 0 && extra != self.vae.z_dim + self.vae.temporal_factor() {
+                let z = self.vae.z_dim;
+                let expected = format!("{z}, or {} with a condition", 2 * z + self.vae.temporal_factor());
+                return wrong("transformer in_channels", transformer.in_channels, expected);
+            }
+            if self.transformer.patch_size != transformer.patch_size {
+                return wrong("transformer_2 patch_size", transformer.patch_size[0], "that of transformer".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether known frames are told to the transformer in channels beside the latents.
+    pub fn concatenates_condition(&self) -> bool {
+        self.transformer.in_channels != self.vae.z_dim
+    }
+
+    /// Pixels of one token in width and height; generated sizes are multiples of it.
+    pub fn size_multiple(&self) -> i64 {
+        let [_, height, width] = self.transformer.patch_size;
+        self.vae.spatial_factor() * height.max(width)
+    }
+
+    /// The size to generate for an output of `width` x `height`: itself, or scaled down to the largest area that the
+    /// model was trained for; the caller scales the frames up again.
+    pub fn generation_size(&self, width: i64, height: i64) -> (i64, i64) {
+        match self.native.max_pixels {
+            Some(limit) if width * height > limit => {
+                let scale = (limit as f64 / (width * height) as f64).sqrt();
+                let scaled = |side: i64| ((side as f64 * scale).round() as i64).max(16);
+                (scaled(width), scaled(height))
+            }
+            _ => (width, height),
+        }
+    }
+
+    /// Width and height rounded up to what can be generated.
+    pub(super) fn padded_size(&self, width: i64, height: i64) -> (i64, i64) {
+        let multiple = self.size_multiple();
+        let up = |side: i64| (side + multiple - 1) / multiple * multiple;
+        (up(width), up(height))
+    }
+
+    /// Latent frames of one window.
+    pub fn window_latent_frames(&self) -> i64 {
+        self.vae.num_latent_frames(self.native.num_frames)
+    }
+}
+
+fn native(path: &Path, index: &serde_json::Value, wan22: bool) -> Result<Native> {
+    let family = if wan22 { Native::wan22() } else { Native::default() };
+    let Some(own) = index.get("_dit") else { return Ok(family) };
+    let mut merged = serde_json::to_value(family)
+        .map_err(|e| Error::checkpoint(path, format!("_dit: {e}")))?;
+    if let (Some(merged), Some(own)) = (merged.as_object_mut(), own.as_object()) {
+        merged.extend(own.iter().map(|(key, value)| (key.clone(), value.clone())));
+    }
+    serde_json::from_value(merged).map_err(|e| Error::checkpoint(path, format!("_dit: {e}")))
+}
+
+fn flag(index: &serde_json::Value, key: &str) -> bool {
+    index.get(key).and_then(serde_json::Value::as_bool).unwrap_or(false)
+}
+
+fn config<T: DeserializeOwned>(folder: &Path, component: &str) -> Result<T> {
+    read_json(&folder.join(component).join("config.json"))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::checkpoint(path, format!("cannot be used: {e}")))
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Loading the components of a folder, with progress and a way to stop.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use tch::{Device, Kind};
+
+use super::{FolderInfo, Pipeline};
+use crate::error::{Error, Result};
+use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
+use crate::models::tokenizer::PromptTokenizer;
+use crate::models::transformer_wan::WanTransformer3DModel;
+use crate::models::umt5::UMT5EncoderModel;
+use crate::torch::{Precision, guarded, kind_bytes};
+use crate::weights::{Checkpoint, Source, Weights};
+
+/// Stem of the weight files of transformers and autoencoder.
+pub(super) const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
+/// Stem of the weight files of text and image encoders.
+pub(super) const TRANSFORMERS_STEM: &str = "model";
+
+/// Told what is being loaded and the share done in [0, 1]; false stops the loading.
+pub type Progress<'a> = dyn FnMut(&str, f64) -> bool + 'a;
+
+/// Counts bytes over all components.
+struct Meter<'a> {
+    progress: RefCell<&'a mut Progress<'a>>,
+    done: RefCell<u64>,
+    total: u64,
+}
+
+impl Meter<'_> {
+    fn add(&self, phase: &str, bytes: u64) -> Result<()> {
+        let mut done = self.done.borrow_mut();
+        *done += bytes;
+        let share = (*done as f64 / self.total.max(1) as f64).min(1.0);
+        if (self.progress.borrow_mut())(phase, share) { Ok(()) } else { Err(Error::Cancelled) }
+    }
+}
+
+/// One component on its way from disk to device.
+struct Component<'a> {
+    folder: &'a Path,
+    name: &'a str,
+    stem: &'a str,
+    kind: Kind,
+    device: Device,
+}
+
+impl Component<'_> {
+    /// Builds a model from the files and checks that all their tensors were asked for.
+    fn load<T>(
+        &self,
+        meter: &Meter<'_>,
+        may_ignore: fn(&str) -> bool,
+        build: impl FnOnce(&Weights<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let phase = format!("loading {}", self.name);
+        meter.add(&phase, 0)?;
+        let source = Source::frozen(Checkpoint::open(&self.folder.join(self.name), self.stem)?);
+        let observer = |bytes: u64| meter.add(&phase, bytes);
+        let model = build(&source.weights(self.kind, self.device).observed(&observer))?;
+        source.check_all_used(may_ignore)?;
+        Ok(model)
+    }
+
+    /// Bytes of all tensors once loaded.
+    fn bytes(&self) -> Result<u64> {
+        let checkpoint = Checkpoint::open(&self.folder.join(self.name), self.stem)?;
+        let elements: i64 = checkpoint
+            .names()
+            .filter_map(|name| checkpoint.shape(name))
+            .map(|shape| shape.iter().product::<i64>())
+            .sum();
+        Ok(elements as u64 * kind_bytes(self.kind))
+    }
+}
+
+/// The components of a folder: the text encoder, the autoencoder, and one or two transformers.
+struct Components<'a>(Vec<Component<'a>>);
+
+impl<'a> Components<'a> {
+    fn of(info: &'a FolderInfo, device: Device, precision: Precision) -> Self {
+        let kind = precision.kind(device);
+        let component = |name, stem, kind| Component { folder: &info.folder, name, stem, kind, device };
+        let mut all = vec![
+            component("text_encoder", TRANSFORMERS_STEM, kind),
+            // Half precision costs the autoencoder visibly, and saves little.
+            component("vae", DIFFUSERS_STEM, Kind::Float),
+            component("transformer", DIFFUSERS_STEM, kind),
+        ];
+        if info.transformer_2.is_some() {
+            all.push(component("transformer_2", DIFFUSERS_STEM, kind));
+        }
+        Self(all)
+    }
+}
+
+/// Bytes of a folder's weights once loaded.
+pub(super) fn weight_bytes(info: &FolderInfo, device: Device, precision: Precision) -> Result<u64> {
+    Components::of(info, device, precision).0.iter().map(Component::bytes).sum()
+}
+
+impl Pipeline {
+    /// Loads all components of a folder to a device: mapped from disk, in the wanted precision, never initialised first.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when `progress` says so, else an error naming the file or tensor at fault.
+    pub fn load<'p>(
+        info: &FolderInfo,
+        device: Device,
+        precision: Precision,
+        progress: &'p mut Progress<'p>,
+    ) -> Result<Self> {
+        guarded(|| {
+            let total = weight_bytes(info, device, precision)?;
+            let meter = Meter { progress: RefCell::new(progress), done: RefCell::new(0), total };
+            let components = Components::of(info, device, precision);
+            let [text_encoder, vae, transformers @ ..] = components.0.as_slice() else {
+                unreachable!("a folder has three components or more")
+            };
+            let tokenizer = PromptTokenizer::from_folder(&info.folder.join("tokenizer"))?;
+            check_vocabulary(info, &tokenizer)?;
+            let text_encoder = text_encoder.load(&meter, UMT5EncoderModel::may_ignore, |w| {
+                UMT5EncoderModel::new(w, &info.text_encoder)
+            })?;
+            let vae =
+                vae.load(&meter, |_| false, |w| AutoencoderKLWan::new(w, &info.vae))?;
+            let configs = std::iter::once(&info.transformer).chain(&info.transformer_2);
+            let transformers = transformers
+                .iter()
+                .zip(configs)
+                .map(|(component, config)| {
+                    component.load(&meter, WanTransformer3DModel::may_ignore, |w| {
+                        WanTransformer3DModel::new(w, config)
+                    })
+                })
+                .collect::<Result<Vec<_>>>()?;
+            Ok(Self { info: info.clone(), device, tokenizer, text_encoder, transformers, vae })
+        })
+    }
+}
+
+/// A token without an embedding would only be found when a prompt has it.
+fn check_vocabulary(info: &FolderInfo, tokenizer: &PromptTokenizer) -> Result<()> {
+    let (ids, rows) = (tokenizer.vocab_size() as i64, info.text_encoder.vocab_size);
+    if ids <= rows {
+        return Ok(());
+    }
+    let name = format!("{}: tokens of tokenizer/tokenizer.json", info.folder.display());
+    Err(Error::setting(name, ids, format!("at most text_encoder's vocab_size, {rows}")))
+}
