@@ -130,10 +130,8 @@ fn sizes_out_of_range_do_not_negotiate() {
     let _serial = init();
     let parent = tempfile::tempdir().unwrap();
     let folder = folder_with(parent.path(), "ti2v_public", TINY);
-    let line = format!(
-        "ditsrc model-path={} ! video/x-raw,width=8,height=8 ! fakesink",
-        folder.display()
-    );
+    let line =
+        format!("ditsrc model-path={} ! video/x-raw,width=8,height=8 ! fakesink", folder.display());
     assert!(gst::parse::launch(&line).is_err());
 }
 

@@ -70,7 +70,8 @@ fn every_format_and_odd_sizes_are_painted() {
 fn downstream_colorimetry_and_pixel_aspect_ratio_are_honoured() {
     let _serial = init();
     let model = model();
-    let caps = "video/x-raw,format=I420,width=32,height=32,colorimetry=bt709,pixel-aspect-ratio=2/1";
+    let caps =
+        "video/x-raw,format=I420,width=32,height=32,colorimetry=bt709,pixel-aspect-ratio=2/1";
     let rig = Rig::new(&model.folder, "num-buffers=1", caps);
     assert!(rig.play(), "{:?}", rig.errors());
     assert_eq!(rig.caps().colorimetry().to_string(), "bt709");
@@ -216,9 +217,9 @@ fn a_changed_prompt_is_acknowledged_with_its_first_frame() {
     rig.src.set_property("prompt", "two");
     rig.src.set_property("seed", 9u64);
     let message = rig.wait_message(|message| {
-        message.structure().is_some_and(|it| {
-            it.name() == "dit-controls-applied" && it.get::<u64>("seed") == Ok(9)
-        })
+        message
+            .structure()
+            .is_some_and(|it| it.name() == "dit-controls-applied" && it.get::<u64>("seed") == Ok(9))
     });
     rig.stop();
     let structure = message.structure().unwrap();

@@ -195,8 +195,7 @@ impl Denoiser<'_> {
         let Some(negative) = &self.prompts.negative else { return Ok(positive) };
         let cache = caches.and_then(|caches| caches.negative.as_ref());
         let negative = self.flow(step, &negative[step.expert], cache)?;
-        let scale =
-            if step.expert == 0 { self.guidance.scale } else { self.guidance.scale_2 };
+        let scale = if step.expert == 0 { self.guidance.scale } else { self.guidance.scale_2 };
         Ok(&negative + (positive - &negative) * scale)
     }
 

@@ -80,7 +80,11 @@ impl Native {
         let latent_frames = (self.num_frames - 1) / temporal + 1;
         if !(0..latent_frames.max(1)).contains(&self.context_latent_frames) && latent_frames > 1 {
             let expected = format!("0 to {}, fewer than the window has", latent_frames - 1);
-            return wrong("context_latent_frames", self.context_latent_frames.to_string(), &expected);
+            return wrong(
+                "context_latent_frames",
+                self.context_latent_frames.to_string(),
+                &expected,
+            );
         }
         if !(1..=latent_frames).contains(&self.block_latent_frames) {
             let expected = format!("1 to {latent_frames}");
@@ -121,13 +125,20 @@ impl FolderInfo {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("model_index.json");
         if !folder.is_dir() {
-            return Err(Error::checkpoint(folder, "no such folder; model-path must name a folder in diffusers' format"));
+            return Err(Error::checkpoint(
+                folder,
+                "no such folder; model-path must name a folder in diffusers' format",
+            ));
         }
         if !path.is_file() {
-            return Err(Error::checkpoint(folder, "no model_index.json in it; model-path must name a folder in diffusers' format"));
+            return Err(Error::checkpoint(
+                folder,
+                "no model_index.json in it; model-path must name a folder in diffusers' format",
+            ));
         }
         let index: serde_json::Value = read_json(&path)?;
-        let class = |name: &str| index.get(name).and_then(|entry| entry.get(1)).and_then(|c| c.as_str());
+        let class =
+            |name: &str| index.get(name).and_then(|entry| entry.get(1)).and_then(|c| c.as_str());
         for (component, expected) in [
             ("transformer", "WanTransformer3DModel"),
             ("vae", "AutoencoderKLWan"),
@@ -135,7 +146,11 @@ impl FolderInfo {
         ] {
             if class(component) != Some(expected) {
                 let found = class(component).unwrap_or("nothing");
-                return Err(Error::setting(format!("{}: {component}", path.display()), found, expected));
+                return Err(Error::setting(
+                    format!("{}: {component}", path.display()),
+                    found,
+                    expected,
+                ));
             }
         }
         let transformer: WanTransformer3DModelConfig = config(folder, "transformer")?;
@@ -184,11 +199,16 @@ impl FolderInfo {
             let extra = transformer.in_channels - self.vae.z_dim;
             if extra != 0 && extra != self.vae.z_dim + self.vae.temporal_factor() {
                 let z = self.vae.z_dim;
-                let expected = format!("{z}, or {} with a condition", 2 * z + self.vae.temporal_factor());
+                let expected =
+                    format!("{z}, or {} with a condition", 2 * z + self.vae.temporal_factor());
                 return wrong("transformer in_channels", transformer.in_channels, expected);
             }
             if self.transformer.patch_size != transformer.patch_size {
-                return wrong("transformer_2 patch_size", transformer.patch_size[0], "that of transformer".into());
+                return wrong(
+                    "transformer_2 patch_size",
+                    transformer.patch_size[0],
+                    "that of transformer".into(),
+                );
             }
         }
         Ok(())
@@ -234,8 +254,8 @@ impl FolderInfo {
 fn native(path: &Path, index: &serde_json::Value, wan22: bool) -> Result<Native> {
     let family = if wan22 { Native::wan22() } else { Native::default() };
     let Some(own) = index.get("_dit") else { return Ok(family) };
-    let mut merged = serde_json::to_value(family)
-        .map_err(|e| Error::checkpoint(path, format!("_dit: {e}")))?;
+    let mut merged =
+        serde_json::to_value(family).map_err(|e| Error::checkpoint(path, format!("_dit: {e}")))?;
     if let (Some(merged), Some(own)) = (merged.as_object_mut(), own.as_object()) {
         merged.extend(own.iter().map(|(key, value)| (key.clone(), value.clone())));
     }

@@ -83,7 +83,8 @@ struct Components<'a>(Vec<Component<'a>>);
 impl<'a> Components<'a> {
     fn of(info: &'a FolderInfo, device: Device, precision: Precision) -> Self {
         let kind = precision.kind(device);
-        let component = |name, stem, kind| Component { folder: &info.folder, name, stem, kind, device };
+        let component =
+            |name, stem, kind| Component { folder: &info.folder, name, stem, kind, device };
         let mut all = vec![
             component("text_encoder", TRANSFORMERS_STEM, kind),
             // Half precision costs the autoencoder visibly, and saves little.
@@ -125,8 +126,7 @@ impl Pipeline {
             let text_encoder = text_encoder.load(&meter, UMT5EncoderModel::may_ignore, |w| {
                 UMT5EncoderModel::new(w, &info.text_encoder)
             })?;
-            let vae =
-                vae.load(&meter, |_| false, |w| AutoencoderKLWan::new(w, &info.vae))?;
+            let vae = vae.load(&meter, |_| false, |w| AutoencoderKLWan::new(w, &info.vae))?;
             let configs = std::iter::once(&info.transformer).chain(&info.transformer_2);
             let transformers = transformers
                 .iter()

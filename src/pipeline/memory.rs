@@ -62,7 +62,8 @@ impl FolderInfo {
             attention_caches,
             vae_caches: self.decoder_features(width, height, 2) * self.decoder_convolutions(),
             // About six tensors of the widest level live at once.
-            activations: transformer.max(6 * self.decoder_features(width, height, self.vae.temporal_factor())),
+            activations: transformer
+                .max(6 * self.decoder_features(width, height, self.vae.temporal_factor())),
         })
     }
 

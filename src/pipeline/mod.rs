@@ -105,7 +105,14 @@ impl Pipeline {
     }
 
     /// Normal noise `[1, z, T, h, w]` for latent frames from `first_frame` on, on the device; `step` as in [`counter_noise`].
-    fn noise(&self, kind: NoiseKind, seed: u64, first_frame: u64, step: u32, size: [i64; 3]) -> Tensor {
+    fn noise(
+        &self,
+        kind: NoiseKind,
+        seed: u64,
+        first_frame: u64,
+        step: u32,
+        size: [i64; 3],
+    ) -> Tensor {
         let [frames, height, width] = size;
         let channels = self.info.vae.z_dim;
         let noise = match kind {

@@ -25,7 +25,8 @@ pub fn counter_noise(seed: u64, first_frame: u64, step: u32, shape: [i64; 4]) ->
     for frame in 0..frames as u64 {
         let frame = first_frame.wrapping_add(frame);
         let counter = |block: u32| [block, step, frame as u32, (frame >> 32) as u32];
-        let blocks = (0..size.div_ceil(4) as u32).flat_map(|block| normals(philox(counter(block), seed)));
+        let blocks =
+            (0..size.div_ceil(4) as u32).flat_map(|block| normals(philox(counter(block), seed)));
         values.extend(blocks.take(size));
     }
     let by_frame = Tensor::from_slice(&values).view([1, frames, channels, height, width]);

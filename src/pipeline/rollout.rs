@@ -267,8 +267,7 @@ impl Rollout {
             let latents = task.denoiser()?.run(&window, None, &mut |_| {})?;
             wait_for(pipeline.device());
             timings.denoise = stopwatch.lap();
-            let video =
-                pipeline.decode_latents(&latents, &mut FeatureCaches::default(), cancel)?;
+            let video = pipeline.decode_latents(&latents, &mut FeatureCaches::default(), cancel)?;
             timings.decode = stopwatch.lap();
             let frames = rgb_frames(&video, self.request.size());
             timings.convert = stopwatch.lap();
@@ -324,7 +323,8 @@ impl Task<'_> {
     fn denoiser(&self) -> Result<Denoiser<'_>> {
         let scale = guidance_scale(self.pipeline, self.controls);
         let prepared = self.rollout.prompts.as_ref();
-        let prompts = &prepared.ok_or_else(|| Error::Torch("no prompt was prepared".into()))?.prompts;
+        let prompts =
+            &prepared.ok_or_else(|| Error::Torch("no prompt was prepared".into()))?.prompts;
         Ok(Denoiser {
             pipeline: self.pipeline,
             prompts,

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::bank::{Bucket, Shape};
@@ -13,7 +13,7 @@ use super::captions::{build_tokenizer_json, canonical, caption, tokenizer_config
 use super::optim::{AdamW, Hyper, cosine_schedule};
 use super::progress::Progress;
 use super::world::{Scene, Split};
-use super::{folder, sheet, vae};
+use super::{folder, generate, sheet, vae};
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::{
@@ -22,8 +22,6 @@ use crate::models::transformer_wan::{
 };
 use crate::models::umt5::{UMT5EncoderModel, Umt5Config};
 use crate::nn::attention::KvAccess;
-use crate::nn::conv3d::FeatureCaches;
-use crate::schedulers::Schedule;
 use crate::weights::{Parameters, Source};
 
 /// Longest prompt in tokens.
@@ -240,7 +238,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
     };
     let mut parameters = prefixed("transformer", dit);
     parameters.extend(prefixed("text_encoder", umt5));
-    let mut optimiser = AdamW::new(parameters, Hyper { ema_decay: 0.9995, ..Hyper::default() });
+    let mut optimiser = AdamW::new(parameters, Hyper { ema_decay: 0.999, ..Hyper::default() });
     let state = options.out.join("dit-state.safetensors");
     if state.exists() {
         optimiser.resume(&state)?;
@@ -261,8 +259,8 @@ pub fn train(options: &DitOptions) -> Result<()> {
         if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
             optimiser.save(&state)?;
             optimiser.swap_averages();
-            trainer.sheet(step + 1)?;
             folder::write(options, &trainer.models, dit, umt5)?;
+            sheet(options, step + 1)?;
             optimiser.swap_averages();
             progress
                 .note(&format!("step {}: loss {average:.4}, wrote model/ and a sheet", step + 1));
@@ -362,61 +360,25 @@ impl<'a> Trainer<'a> {
         let error = (flow - (noise - &batch.latents)).square() * &free;
         error.sum(Kind::Float) / (free.sum(Kind::Float) * (s[1] * s[3] * s[4]) as f64)
     }
-
-    /// Samples held-out prompts and writes them: images in the image phase, clips after it.
-    fn sheet(&self, step: u64) -> Result<()> {
-        let _no_grad = tch::no_grad_guard();
-        let prompts: Vec<String> =
-            (0..12).map(|i| canonical(&Scene::from_index(i, Split::HeldOut).attributes)).collect();
-        let latent_frames = if step > self.options.image_steps { 5 } else { 1 };
-        let latents = sample(&self.models, &prompts, [latent_frames, 8, 14])?;
-        let video =
-            self.vae.decode(&self.vae.denormalize_latents(&latents), &mut FeatureCaches::default());
-        let path = self.options.out.join(format!("dit-{step:06}.png"));
-        if latent_frames == 1 {
-            // Twelve stills: three rows of four.
-            let rows = video
-                .chunk(3, 0)
-                .iter()
-                .map(|r| r.squeeze_dim(2).transpose(0, 1))
-                .collect::<Vec<_>>();
-            return sheet::write(&path, &[&Tensor::stack(&rows, 0)], 4);
-        }
-        sheet::write(&path, &[&video], 5)
-    }
 }
 
-/// Latents `[B, z, T, h, w]` for prompts, by plain Euler steps with guidance: a look at the model in training; the
-/// engine's sampler is in [`crate::pipeline`].
-fn sample(
-    models: &Models,
-    prompts: &[String],
-    [frames, height, width]: [i64; 3],
-) -> Result<Tensor> {
-    const STEPS: usize = 16;
-    const GUIDANCE: f64 = 3.0;
-    ensure!(!prompts.is_empty(), "no prompts to sample");
-    let sigmas: Vec<f64> =
-        (0..=STEPS).map(|i| 1.0 - i as f64 / STEPS as f64).map(|s| 2.0 * s / (1.0 + s)).collect();
-    let schedule = Schedule::from_sigmas(&sigmas)?;
-    let batch = prompts.len() as i64;
-    let channels = models.transformer_config.in_channels;
-    let mut x =
-        Tensor::randn([batch, channels, frames, height, width], (Kind::Float, models.device));
-    let (conditional, empty) =
-        (models.embed(prompts)?, models.embed(&vec![String::new(); prompts.len()])?);
-    let embeds = Tensor::cat(&[conditional, empty], 0);
-    let mut solver = schedule.start(0);
-    for index in 0..STEPS {
-        let levels = Tensor::full(
-            [2 * batch, frames],
-            f64::from(schedule.sigma(index)),
-            (Kind::Float, models.device),
-        );
-        let flow =
-            models.flow(&Tensor::cat(&[&x, &x], 0), &levels, &embeds, AttentionPattern::Full);
-        let parts = flow.chunk(2, 0);
-        x = solver.step(&(&parts[1] + (&parts[0] - &parts[1]) * GUIDANCE), &x);
+/// Samples held-out prompts with the engine, as shipped, and writes them: images in the image phase, clips after it.
+fn sheet(options: &DitOptions, step: u64) -> Result<()> {
+    let images = step <= options.image_steps;
+    let pipeline = generate::load(&options.out.join("model"), options.device)?;
+    let videos = (0..12)
+        .map(|i| {
+            let prompt = canonical(&Scene::from_index(i, Split::HeldOut).attributes);
+            generate::clip(&pipeline, &prompt, i, if images { 1 } else { 17 })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let path = options.out.join(format!("dit-{step:06}.png"));
+    let videos = Tensor::stack(&videos, 0);
+    if images {
+        // Twelve stills: three rows of four.
+        let rows: Vec<Tensor> =
+            videos.chunk(3, 0).iter().map(|row| row.squeeze_dim(2).transpose(0, 1)).collect();
+        return sheet::write(&path, &[&Tensor::stack(&rows, 0)], 4);
     }
-    Ok(x)
+    sheet::write(&path, &[&videos], 5)
 }

@@ -62,7 +62,7 @@ fn model_index() -> Value {
             "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "max_pixels": 224 * 128,
             "context_latent_frames": 2,
-            "causal": true,
+            "causal": false,
             "block_latent_frames": BLOCK_LATENT_FRAMES,
         },
     })

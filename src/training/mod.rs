@@ -6,6 +6,7 @@ pub mod bank;
 pub mod captions;
 pub mod dit;
 mod folder;
+pub mod generate;
 pub mod judge;
 pub mod optim;
 pub mod progress;

@@ -83,6 +83,10 @@ pub fn train(options: &VaeOptions) -> Result<()> {
         Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count());
     while optimiser.steps() < options.steps {
         let step = optimiser.steps();
+        if step == options.image_steps {
+            inflate(parameters);
+            optimiser.restart_averages();
+        }
         let video = batch(step, options);
         let (loss, error) = loss(&vae, &video, options.kl_weight);
         let rate = cosine_schedule(step, options.steps, 100, options.learning_rate, 0.02);
@@ -128,6 +132,32 @@ fn quiet_posterior(parameters: &Parameters, z_dim: i64) {
     let _no_grad = tch::no_grad_guard();
     if let Some((_, bias)) = parameters.named().iter().find(|(name, _)| name == "quant_conv.bias") {
         let _ = bias.narrow(0, z_dim, z_dim).fill_(LOGVAR);
+    }
+}
+
+/// Where single frames end and clips begin: kernels that never saw a history start by ignoring it, pairs of frames
+/// by being averaged and repeated, so that a clip is at first treated as the images that it is made of.
+fn inflate(parameters: &Parameters) {
+    let _no_grad = tch::no_grad_guard();
+    for (name, weight) in parameters.named() {
+        let shape = weight.size();
+        if shape.len() != 5 || shape[2] != 3 {
+            continue;
+        }
+        let _ = weight.narrow(2, 0, 2).zero_();
+        if !name.ends_with("time_conv.weight") {
+            continue;
+        }
+        let identity =
+            Tensor::eye(shape[1], (Kind::Float, weight.device())).view([shape[1], shape[1], 1, 1]);
+        let mut last = weight.select(2, 2);
+        if shape[0] == shape[1] {
+            let half = &identity * 0.5;
+            weight.select(2, 1).copy_(&half);
+            last.copy_(&half);
+        } else {
+            last.copy_(&Tensor::cat(&[&identity, &identity], 0));
+        }
     }
 }
 
