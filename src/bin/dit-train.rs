@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use gstdit::training::vae;
+use gstdit::training::{dit, eval, vae};
 
 /// Trains latent video diffusion models on the procedural world; every command resumes where it stopped.
 #[derive(Parser)]
@@ -19,6 +19,10 @@ struct Cli {
 enum Command {
     /// Train the autoencoder.
     Vae(VaeArgs),
+    /// Train the transformer and its text encoder on latents of a finished autoencoder.
+    Dit(DitArgs),
+    /// Measure a finished folder on held-out prompts.
+    Eval(EvalArgs),
 }
 
 #[derive(Args)]
@@ -52,6 +56,9 @@ struct VaeArgs {
     common: Common,
     #[arg(long, default_value_t = 6000)]
     steps: u64,
+    /// Steps on single frames before clips come in.
+    #[arg(long, default_value_t = 2000)]
+    image_steps: u64,
     #[arg(long, default_value_t = 2e-3)]
     learning_rate: f64,
     /// Weight of the Kullback-Leibler term.
@@ -65,17 +72,68 @@ struct VaeArgs {
     batch: i64,
 }
 
+#[derive(Args)]
+struct DitArgs {
+    #[command(flatten)]
+    common: Common,
+    /// A finished `vae/` folder.
+    #[arg(long)]
+    vae: PathBuf,
+    #[arg(long, default_value_t = 40_000)]
+    steps: u64,
+    /// Steps on single images before clips come in.
+    #[arg(long, default_value_t = 15_000)]
+    image_steps: u64,
+    #[arg(long, default_value_t = 1.5e-3)]
+    learning_rate: f64,
+    /// Tokens of video in a batch.
+    #[arg(long, default_value_t = 560)]
+    batch_tokens: i64,
+    /// Steps between saved states and contact sheets.
+    #[arg(long, default_value_t = 1000)]
+    save_every: u64,
+}
+
+#[derive(Args)]
+struct EvalArgs {
+    #[command(flatten)]
+    common: Common,
+    /// A finished pipeline folder.
+    #[arg(long, default_value = "models/default")]
+    model: PathBuf,
+    #[arg(long, default_value_t = 200)]
+    prompts: u64,
+}
+
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Vae(args) => vae::train(&vae::VaeOptions {
             device: args.common.prepare()?,
             out: args.common.out,
             steps: args.steps,
+            image_steps: args.image_steps,
             learning_rate: args.learning_rate,
             kl_weight: args.kl_weight,
             seed: args.common.seed,
             save_every: args.save_every,
             batch: args.batch,
+        }),
+        Command::Eval(args) => eval::evaluate(&eval::EvalOptions {
+            device: args.common.prepare()?,
+            out: args.common.out,
+            model: args.model,
+            prompts: args.prompts,
+        }),
+        Command::Dit(args) => dit::train(&dit::DitOptions {
+            device: args.common.prepare()?,
+            vae: args.vae,
+            out: args.common.out,
+            steps: args.steps,
+            image_steps: args.image_steps,
+            learning_rate: args.learning_rate,
+            batch_tokens: args.batch_tokens,
+            seed: args.common.seed,
+            save_every: args.save_every,
         }),
     }
 }

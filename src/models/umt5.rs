@@ -271,10 +271,11 @@ impl SelfAttention {
         let bias = Tensor::embedding(&self.relative_attention_bias, buckets, -1, false, false);
         let bias = bias.permute([2, 0, 1]).unsqueeze(0).to_kind(Kind::Float);
         // Added up in float32: the lowest float has no half-precision counterpart.
-        let mut scores = q.matmul(&k.transpose(2, 3)).to_kind(Kind::Float) + bias;
-        if let Some(mask) = mask {
-            scores = scores + mask;
-        }
+        let scores = q.matmul(&k.transpose(2, 3)).to_kind(Kind::Float) + bias;
+        let scores = match mask {
+            Some(mask) => scores + mask,
+            None => scores,
+        };
         let attended = scores.softmax(-1, Kind::Float).to_kind(v.kind()).matmul(&v);
         self.o.forward(&attended.transpose(1, 2).reshape([batch, length, -1]))
     }
@@ -329,7 +330,8 @@ mod tests {
 
     #[test]
     fn unusable_settings_are_refused_by_name() {
-        let cases: [(&str, fn(&mut Umt5Config)); 8] = [
+        type Spoil = fn(&mut Umt5Config);
+        let cases: [(&str, Spoil); 8] = [
             ("vocab_size", |c| c.vocab_size = 0),
             ("d_model", |c| c.d_model = -1),
             ("num_layers", |c| c.num_layers = 0),

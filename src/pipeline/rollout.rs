@@ -176,6 +176,18 @@ impl Rollout {
         &self.request
     }
 
+    /// Denoising steps of the next chunks; the stream goes on where it is.
+    ///
+    /// # Errors
+    /// A schedule that this number of steps leaves unusable.
+    pub fn set_num_inference_steps(&mut self, pipeline: &Pipeline, steps: u32) -> Result<()> {
+        if steps != self.request.num_inference_steps {
+            self.schedule = pipeline.info().scheduler.set_timesteps(steps as usize, None)?;
+            self.request.num_inference_steps = steps;
+        }
+        Ok(())
+    }
+
     /// Number of the frame that the next chunk starts with.
     pub fn next_frame(&self) -> u64 {
         self.state.next_frame

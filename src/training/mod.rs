@@ -2,7 +2,12 @@
 //! The trainer: the world it learns, its captions and judge, the optimiser, and the loops that train the structs
 //! inference uses.
 
+pub mod bank;
 pub mod captions;
+pub mod dit;
+pub mod eval;
+mod folder;
+pub mod generate;
 pub mod judge;
 pub mod optim;
 pub mod progress;

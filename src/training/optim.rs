@@ -126,6 +126,14 @@ impl AdamW {
         self.entries.iter().map(|(name, e)| (name.clone(), e.ema.shallow_clone())).collect()
     }
 
+    /// Starts the averages anew at the weights, after these were set by hand.
+    pub fn restart_averages(&mut self) {
+        let _no_grad = tch::no_grad_guard();
+        for e in self.entries.values_mut() {
+            e.ema.copy_(&e.parameter);
+        }
+    }
+
     /// Exchanges weights and averages; a second call undoes the first.
     pub fn swap_averages(&mut self) {
         let _no_grad = tch::no_grad_guard();

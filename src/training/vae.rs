@@ -23,6 +23,8 @@ pub struct VaeOptions {
     /// Folder for the state, the sheets and the finished `vae/`.
     pub out: PathBuf,
     pub steps: u64,
+    /// Steps on single frames before clips come in.
+    pub image_steps: u64,
     pub learning_rate: f64,
     pub kl_weight: f64,
     pub seed: u64,
@@ -54,8 +56,10 @@ pub fn default_config() -> AutoencoderKLWanConfig {
 }
 
 /// Shapes that training cycles through: clips per batch unit (of 8), frames, height and width of the crop.
-const SHAPES: [(i64, i64, i64); 6] =
+const CLIPS: [(i64, i64, i64); 6] =
     [(8, 5, 64), (4, 9, 64), (8, 5, 64), (3, 13, 64), (8, 5, 64), (2, 5, 128)];
+/// The same for the first phase: single frames show the spatial layers many more scenes in the same time.
+const IMAGES: [(i64, i64, i64); 4] = [(24, 1, 64), (24, 1, 64), (24, 1, 64), (6, 1, 128)];
 
 /// Trains until `steps`, resuming whatever the folder holds, then writes `vae/` with measured latent statistics.
 ///
@@ -68,6 +72,7 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     let source = Source::Trainable(Parameters::default());
     let vae = AutoencoderKLWan::new(&source.weights(Kind::Float, options.device), &config)?;
     let Source::Trainable(parameters) = &source else { unreachable!("made trainable above") };
+    quiet_posterior(parameters, config.z_dim);
     let mut optimiser =
         AdamW::new(parameters.named(), Hyper { ema_decay: 0.998, ..Hyper::default() });
     let state = options.out.join("vae-state.safetensors");
@@ -78,6 +83,10 @@ pub fn train(options: &VaeOptions) -> Result<()> {
         Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count());
     while optimiser.steps() < options.steps {
         let step = optimiser.steps();
+        if step == options.image_steps {
+            inflate(parameters);
+            optimiser.restart_averages();
+        }
         let video = batch(step, options);
         let (loss, error) = loss(&vae, &video, options.kl_weight);
         let rate = cosine_schedule(step, options.steps, 100, options.learning_rate, 0.02);
@@ -86,7 +95,7 @@ pub fn train(options: &VaeOptions) -> Result<()> {
         if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
             optimiser.save(&state)?;
             optimiser.swap_averages();
-            let psnr = reconstruct(&vae, &options.out.join("vae.png"), options.device)?;
+            let psnr = reconstruct(&vae, step + 1 < options.image_steps, options)?;
             optimiser.swap_averages();
             progress.note(&format!("step {}: PSNR {psnr:.2} dB on held-out clips", step + 1));
         }
@@ -116,6 +125,42 @@ pub fn load(folder: &Path, device: Device) -> Result<AutoencoderKLWan> {
     Ok(vae)
 }
 
+/// Starts with a narrow posterior: at a standard deviation of 1 the noise drowns faint channels, colour among
+/// them, for the first thousands of steps.
+fn quiet_posterior(parameters: &Parameters, z_dim: i64) {
+    const LOGVAR: f64 = -5.0;
+    let _no_grad = tch::no_grad_guard();
+    if let Some((_, bias)) = parameters.named().iter().find(|(name, _)| name == "quant_conv.bias") {
+        let _ = bias.narrow(0, z_dim, z_dim).fill_(LOGVAR);
+    }
+}
+
+/// Where single frames end and clips begin: kernels that never saw a history start by ignoring it, pairs of frames
+/// by being averaged and repeated, so that a clip is at first treated as the images that it is made of.
+fn inflate(parameters: &Parameters) {
+    let _no_grad = tch::no_grad_guard();
+    for (name, weight) in parameters.named() {
+        let shape = weight.size();
+        if shape.len() != 5 || shape[2] != 3 {
+            continue;
+        }
+        let _ = weight.narrow(2, 0, 2).zero_();
+        if !name.ends_with("time_conv.weight") {
+            continue;
+        }
+        let identity =
+            Tensor::eye(shape[1], (Kind::Float, weight.device())).view([shape[1], shape[1], 1, 1]);
+        let mut last = weight.select(2, 2);
+        if shape[0] == shape[1] {
+            let half = &identity * 0.5;
+            weight.select(2, 1).copy_(&half);
+            last.copy_(&half);
+        } else {
+            last.copy_(&Tensor::cat(&[&identity, &identity], 0));
+        }
+    }
+}
+
 fn loss(vae: &AutoencoderKLWan, video: &Tensor, kl_weight: f64) -> (Tensor, f64) {
     let DiagonalGaussian { mean, logvar } = vae.encode(video, &mut FeatureCaches::default());
     let std = (&logvar * 0.5).exp();
@@ -131,7 +176,8 @@ fn loss(vae: &AutoencoderKLWan, video: &Tensor, kl_weight: f64) -> (Tensor, f64)
 
 /// One batch `[B, 3, F, H, W]` in [-1, 1], a pure function of the step: crops of freshly drawn clips.
 fn batch(step: u64, options: &VaeOptions) -> Tensor {
-    let (per_unit, frames, size) = SHAPES[(step % SHAPES.len() as u64) as usize];
+    let shapes: &[(i64, i64, i64)] = if step < options.image_steps { &IMAGES } else { &CLIPS };
+    let (per_unit, frames, size) = shapes[(step % shapes.len() as u64) as usize];
     let clips = (per_unit * options.batch / 8).max(1);
     let first = (options.seed << 32) + step * 64;
     let videos: Vec<Tensor> =
@@ -159,17 +205,19 @@ pub fn render(scene: &Scene, (width, height): (i64, i64), frames: i64, first: i6
     video.permute([3, 0, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0
 }
 
-/// Reconstructs held-out clips, writes input over output, returns the PSNR in dB.
-fn reconstruct(vae: &AutoencoderKLWan, path: &Path, device: Device) -> Result<f64> {
+/// Reconstructs held-out clips (or their first frames), writes input over output, returns the PSNR in dB.
+fn reconstruct(vae: &AutoencoderKLWan, images: bool, options: &VaeOptions) -> Result<f64> {
     let _no_grad = tch::no_grad_guard();
-    let clips: Vec<Tensor> =
-        (0..8).map(|i| render(&Scene::from_index(i, Split::HeldOut), (224, 128), 17, 0)).collect();
-    let video = Tensor::stack(&clips, 0).to_device(device);
+    let frames = if images { 1 } else { 17 };
+    let clips: Vec<Tensor> = (0..8)
+        .map(|i| render(&Scene::from_index(i, Split::HeldOut), (224, 128), frames, 0))
+        .collect();
+    let video = Tensor::stack(&clips, 0).to_device(options.device);
     let latents = vae.encode(&video, &mut FeatureCaches::default()).mean;
     let decoded = vae.decode(&latents, &mut FeatureCaches::default());
     // Peak to peak is 2.
     let error = (&decoded - &video).square().mean(Kind::Float).double_value(&[]);
-    sheet::write(path, &[&video, &decoded], 4)?;
+    sheet::write(&options.out.join("vae.png"), &[&video, &decoded], 4)?;
     Ok(10.0 * (4.0 / error).log10())
 }
 

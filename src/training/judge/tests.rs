@@ -1,1 +1,127 @@
 // SPDX-License-Identifier: MPL-2.0
+//! What the judge promises: true clips are judged true, wrong words wrong, and nothing is seen in nothing.
+
+use super::*;
+use crate::training::world::draw::Draws;
+use crate::training::world::{Scene, Split};
+
+const SIDE: usize = 96;
+
+fn clip(scene: &Scene) -> Vec<u8> {
+    scene.render(SIDE, SIDE, 17, 0, 16.0)
+}
+
+/// How many of the clips are judged wrong, per attribute, after `change` has been at their pixels.
+fn mistakes(indices: std::ops::Range<u64>, change: fn(Vec<u8>) -> Vec<u8>) -> [usize; 5] {
+    let mut wrong = [0; 5];
+    for index in indices {
+        let scene = Scene::from_index(index, Split::Any);
+        let verdict = judge(&change(clip(&scene)), SIDE, SIDE);
+        for (count, right) in wrong.iter_mut().zip(verdict.compare(&scene.attributes)) {
+            *count += usize::from(right == Some(false));
+        }
+    }
+    wrong
+}
+
+/// Every pixel the mean of its neighbourhood, with a little noise: what a decoder may do to a clip.
+fn soften(pixels: Vec<u8>) -> Vec<u8> {
+    let mut draws = Draws::new(5);
+    let line = SIDE * 3;
+    (0..pixels.len())
+        .map(|at| {
+            let (frame, within) = (at / (line * SIDE), at % (line * SIDE));
+            let (y, x, k) = (within / line, within % line / 3, within % 3);
+            let mut sum = 0.0;
+            for dy in [y.saturating_sub(1), y, (y + 1).min(SIDE - 1)] {
+                for dx in [x.saturating_sub(1), x, (x + 1).min(SIDE - 1)] {
+                    sum += f32::from(pixels[(frame * SIDE + dy) * line + dx * 3 + k]);
+                }
+            }
+            (sum / 9.0 + draws.between(-5.0, 5.0)).clamp(0.0, 255.0) as u8
+        })
+        .collect()
+}
+
+#[test]
+fn true_clips_are_judged_true() {
+    let wrong = mistakes(0..50, |pixels| pixels);
+    assert!(wrong.iter().all(|count| *count <= 1), "{ATTRIBUTES:?}: {wrong:?} of 50 wrong");
+}
+
+#[test]
+fn soft_and_noisy_clips_are_mostly_judged_true() {
+    let wrong = mistakes(100..130, soften);
+    assert!(wrong.iter().all(|count| *count <= 3), "{ATTRIBUTES:?}: {wrong:?} of 30 wrong");
+}
+
+#[test]
+fn wrong_words_are_judged_wrong() {
+    for index in 200..212 {
+        let scene = Scene::from_index(index, Split::Any);
+        let verdict = judge(&clip(&scene), SIDE, SIDE);
+        let true_words = scene.attributes;
+        for other in 0..40 {
+            let words = Attributes::from_number(other * 487 + index);
+            let judged = verdict.compare(&words);
+            let differ = [
+                words.colour != true_words.colour,
+                words.shape != true_words.shape,
+                words.motion != true_words.motion,
+                words.background != true_words.background,
+                words.style != true_words.style,
+            ];
+            for k in 0..5 {
+                let film = k == 0 && words.style == Style::Film;
+                assert!(
+                    !differ[k] || film || judged[k] == Some(false),
+                    "{true_words:?}, {words:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn time_runs_forwards() {
+    for (motion, backwards) in [
+        (Motion::MovingRight, Motion::MovingLeft),
+        (Motion::Rising, Motion::Falling),
+        (Motion::Growing, Motion::Shrinking),
+    ] {
+        let attributes = Attributes {
+            colour: Colour::Red,
+            shape: Shape::Heart,
+            motion,
+            background: Background::Sky,
+            style: Style::None,
+        };
+        let pixels = clip(&Scene::with_attributes(attributes, 3));
+        assert_eq!(judge(&pixels, SIDE, SIDE).motion, Some(motion));
+        let frames = pixels.chunks_exact(SIDE * SIDE * 3);
+        let reversed: Vec<u8> = frames.rev().flatten().copied().collect();
+        assert_eq!(judge(&reversed, SIDE, SIDE).motion, Some(backwards));
+    }
+}
+
+#[test]
+fn nothing_is_seen_in_nothing() {
+    let mut draws = Draws::new(9);
+    let noise: Vec<u8> = (0..17 * SIDE * SIDE * 3).map(|_| draws.next() as u8).collect();
+    let seen = judge(&noise, SIDE, SIDE);
+    assert_eq!((seen.shape, seen.motion, seen.background), (None, None, None), "noise");
+    for level in [0, 128, 255] {
+        let seen = judge(&vec![level; 17 * SIDE * SIDE * 3], SIDE, SIDE);
+        assert_eq!((seen.colour, seen.shape, seen.motion), (None, None, None), "grey {level}");
+    }
+    let seen = judge(&[], SIDE, SIDE);
+    assert_eq!(seen.style, None);
+}
+
+#[test]
+fn large_frames_are_judged_alike() {
+    let scene = Scene::from_index(0, Split::Any);
+    let pixels = scene.render(448, 256, 9, 0, 8.0);
+    let right = judge(&pixels, 448, 256).compare(&scene.attributes);
+    assert_eq!(right.iter().filter(|right| **right == Some(false)).count(), 0, "{right:?}");
+}

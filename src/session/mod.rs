@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Sessions: one element's use of a shared model, with the model's work on a thread of its own.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `registry.rs` | one model per folder, device and precision in the process, by weak reference |
+//! | `model.rs` | the model's thread: loading, then chunk after chunk for the streams attached to it |
+//! | `stream.rs` | one session's queue of frames, epochs, flushing, statistics |
+//! | `ladder.rs` | fewer steps when a live stream is too slow, and back again |
+//!
+//! Nothing here knows GStreamer; nothing here computes. Waits end early by [`Session::set_flushing`],
+//! computations by [`Session::restart`] or by dropping the session.
+
+mod ladder;
+mod model;
+mod registry;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tch::Device;
+
+use crate::error::{Error, Result};
+use crate::pipeline::{Controls, FolderInfo, Request, Settings};
+use crate::torch::{Precision, available_memory, device_name};
+
+pub use ladder::Ladder;
+pub use model::Model;
+pub use registry::loaded_models;
+pub use stream::{ChunkInfo, Event, Picked, Plan, Stats, Stop, Stream};
+
+/// How to open a session.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// The checkpoint folder.
+    pub info: Arc<FolderInfo>,
+    pub device: Device,
+    pub precision: Precision,
+    /// CPU threads for this session's work; 0 for libtorch's default.
+    pub threads: u32,
+    pub controls: Controls,
+    /// Denoising steps; None for the model's own number.
+    pub steps: Option<u32>,
+}
+
+/// One consumer of an endless stream of frames; dropping it ends the stream.
+pub struct Session {
+    model: Arc<Model>,
+    stream: Arc<Stream>,
+}
+
+impl Session {
+    /// Joins the model that the opening names, which begins to load if no other session has it.
+    ///
+    /// `events` is called from the model's thread, or from this call when the model is loaded already.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`] when the system gives no thread.
+    pub fn open(opening: Opening, events: impl Fn(Event) + Send + Sync + 'static) -> Result<Self> {
+        let Opening { info, device, precision, threads, controls, steps } = opening;
+        let steps = steps.unwrap_or(info.native.num_inference_steps);
+        let events = Box::new(events);
+        let (model, stream, ready) = registry::attach(info, device, precision, |work| {
+            Stream::new(controls, steps, threads, events, work)
+        })?;
+        if ready {
+            stream.send(Event::Loaded);
+        }
+        Ok(Self { model, stream })
+    }
+
+    /// The model behind the session; holding on to it keeps the weights for the next session.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// What the folder holds.
+    pub fn info(&self) -> &Arc<FolderInfo> {
+        self.model.info()
+    }
+
+    /// Begins to generate frames of `settings`' size, the first of them having the number `origin`; with
+    /// `still` only that one.
+    ///
+    /// # Errors
+    /// What [`Request::new`] says about the size, or `OutOfMemory` with the arithmetic.
+    pub fn begin(&self, settings: &Settings, still: bool, origin: u64) -> Result<()> {
+        let request = Request::new(settings, self.info())?;
+        self.check_memory(settings)?;
+        self.stream.begin(Plan { request, still }, origin);
+        Ok(())
+    }
+
+    /// Refuses a size that does not fit beside what is loaded.
+    fn check_memory(&self, settings: &Settings) -> Result<()> {
+        let (device, precision) = (self.model.device(), self.model.precision());
+        let (width, height) = (settings.width, settings.height);
+        if !self.model.is_ready() {
+            return match self.info().check_memory(width, height, device, precision) {
+                // Damaged files are the loader's to report.
+                Err(error) if !matches!(error, Error::OutOfMemory { .. }) => Ok(()),
+                checked => checked,
+            };
+        }
+        let estimate = self.info().estimate_memory(width, height, device, precision)?;
+        let needed = estimate.total() - estimate.weights;
+        match available_memory(device) {
+            Some(available) if needed > available => Err(Error::OutOfMemory {
+                device: device_name(device),
+                needed_mib: needed >> 20,
+                available_mib: available >> 20,
+                breakdown: "caches and activations beside the loaded weights".into(),
+                advice: "choose a smaller width and height".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Generates anew, the first frame having the number `origin`.
+    pub fn restart(&self, origin: u64) {
+        self.stream.restart(origin);
+    }
+
+    /// Whether [`Session::frame`] would return at once.
+    pub fn is_ready(&self, index: u64) -> bool {
+        self.stream.is_ready(index)
+    }
+
+    /// Ends every wait and computation of this session for good; no event is sent afterwards.
+    pub fn close(&self) {
+        self.stream.close();
+    }
+
+    /// New prompts, guidance, seed and steps from the next chunk on that is not begun yet.
+    pub fn set_controls(&self, controls: Controls, steps: Option<u32>) {
+        let steps = steps.unwrap_or(self.info().native.num_inference_steps);
+        self.stream.set_controls(controls, steps);
+    }
+
+    /// The playing time of one frame where generation must keep up with a clock, None where it need not.
+    pub fn set_live_period(&self, period: Option<Duration>) {
+        self.stream.set_live_period(period);
+    }
+
+    /// Promises that no frame from `limit` on will be asked for, so that none is generated in vain.
+    pub fn set_limit(&self, limit: Option<u64>) {
+        self.stream.set_limit(limit);
+    }
+
+    /// Makes every [`Session::frame`] return at once while true.
+    pub fn set_flushing(&self, flushing: bool) {
+        self.stream.set_flushing(flushing);
+    }
+
+    /// The first frame not handed out yet, and whether only one picture is generated.
+    pub fn position(&self) -> (u64, bool) {
+        self.stream.position()
+    }
+
+    /// The frame with a number, waiting for it; numbers may skip forward but not back without a restart.
+    /// The same number again gives the same frame. When `late` turns true (and [`Session::nudge`] is
+    /// called) the wait ends with the last frame repeated, if there is one.
+    ///
+    /// # Errors
+    /// [`Stop`] says why there is no frame.
+    pub fn frame(&self, index: u64, late: &AtomicBool) -> std::result::Result<Picked, Stop> {
+        self.stream.frame(index, late)
+    }
+
+    /// A handle to call [`Nudge::nudge`] on from another thread.
+    pub fn nudge(&self) -> Nudge {
+        Nudge(self.stream.clone())
+    }
+
+    /// Figures since the session was opened.
+    pub fn stats(&self) -> Stats {
+        self.stream.stats()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.stream.close();
+    }
+}
+
+/// Makes a waiting [`Session::frame`] look at its `late` flag.
+pub struct Nudge(Arc<Stream>);
+
+impl Nudge {
+    pub fn nudge(&self) {
+        self.0.nudge();
+    }
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MPL-2.0
+//! One model instance per folder, device and precision in the whole process.
+//!
+//! The registry holds weak references only: the last session (or element) to let go of a model frees it.
+//! Its lock covers finding or starting an instance, never loading, which happens on the model's thread.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+
+use tch::{Device, Kind};
+
+use crate::error::Result;
+use crate::pipeline::FolderInfo;
+use crate::torch::{Precision, device_name};
+
+use super::model::Model;
+use super::stream::{Signal, Stream};
+
+type Key = (PathBuf, String, String);
+
+static MODELS: LazyLock<Mutex<HashMap<Key, Weak<Model>>>> = LazyLock::new(Mutex::default);
+
+fn key(info: &FolderInfo, device: Device, precision: Precision) -> Key {
+    let folder = info.folder.canonicalize().unwrap_or_else(|_| info.folder.clone());
+    let kind: Kind = precision.kind(device);
+    (folder, device_name(device), format!("{kind:?}"))
+}
+
+/// Makes a stream with `make` and attaches it to the model it asks for, which is started if need be.
+///
+/// # Errors
+/// What starting the model's thread fails with.
+pub(super) fn attach(
+    info: Arc<FolderInfo>,
+    device: Device,
+    precision: Precision,
+    make: impl FnOnce(Arc<Signal>) -> Stream,
+) -> Result<(Arc<Model>, Arc<Stream>, bool)> {
+    let mut models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
+    models.retain(|_, model| model.strong_count() > 0);
+    let key = key(&info, device, precision);
+    let found = models.get(&key).and_then(Weak::upgrade).filter(|model| !model.is_ended());
+    let work = found.as_ref().map_or_else(Arc::default, |model| model.work());
+    let stream = Arc::new(make(work.clone()));
+    if let Some(model) = found {
+        if let Some(ready) = model.attach(&stream) {
+            return Ok((model, stream, ready));
+        }
+        // It ended in this very moment; its place is taken below, and `work` is only a signal.
+    }
+    let model = Arc::new(Model::start(info, device, precision, work, &stream)?);
+    models.insert(key, Arc::downgrade(&model));
+    Ok((model, stream, false))
+}
+
+/// How many models this process holds.
+pub fn loaded_models() -> usize {
+    let models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
+    models.values().filter(|model| model.strong_count() > 0).count()
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Latents of freshly drawn clips, kept for a while: encoding costs more than a training step, so each clip is
+//! met several times, every time with another caption, noise and noise level.
+
+use tch::{Device, Tensor};
+
+use super::vae::render;
+use super::world::{Attributes, Scene, Split};
+use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
+use crate::nn::conv3d::FeatureCaches;
+
+/// Size and length of the clips of one bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    pub width: i64,
+    pub height: i64,
+    /// 4n+1.
+    pub frames: i64,
+}
+
+/// One clip: normalised latents `[z, T, h, w]` and what it shows.
+pub struct Entry {
+    pub latents: Tensor,
+    pub attributes: Attributes,
+}
+
+/// A ring of clips of one shape.
+pub struct Bucket {
+    pub shape: Shape,
+    entries: Vec<Entry>,
+    capacity: usize,
+    drawn: u64,
+    first_index: u64,
+}
+
+/// Frames encoded in one call.
+const ENCODE_FRAMES: i64 = 34;
+
+impl Bucket {
+    /// An empty ring; its clips are those of the training split from `first_index` on.
+    pub fn new(shape: Shape, capacity: usize, first_index: u64) -> Self {
+        Self { shape, entries: Vec::new(), capacity, drawn: 0, first_index }
+    }
+
+    /// Clips held.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no clip is held.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Draws and encodes `count` more clips; the oldest make room.
+    pub fn refresh(&mut self, vae: &AutoencoderKLWan, count: usize, device: Device) {
+        let _no_grad = tch::no_grad_guard();
+        let at_once = (ENCODE_FRAMES / self.shape.frames).max(1) as usize;
+        let mut left = count;
+        while left > 0 {
+            let now = left.min(at_once);
+            let scenes: Vec<(Scene, i64)> = (0..now as u64)
+                .map(|i| {
+                    let index = self.first_index + self.drawn + i;
+                    // Clips begin at the start of a motion, images at any moment of it.
+                    let moment = if self.shape.frames == 1 {
+                        (index.wrapping_mul(7) % 17) as i64
+                    } else {
+                        0
+                    };
+                    (Scene::from_index(index, Split::Train), moment)
+                })
+                .collect();
+            let size = (self.shape.width, self.shape.height);
+            let clips: Vec<Tensor> = scenes
+                .iter()
+                .map(|(scene, moment)| render(scene, size, self.shape.frames, *moment))
+                .collect();
+            let video = Tensor::stack(&clips, 0).to_device(device);
+            let mean = vae.encode(&video, &mut FeatureCaches::default()).mean;
+            let latents = vae.normalize_latents(&mean);
+            for (i, (scene, _)) in scenes.iter().enumerate() {
+                let entry = Entry {
+                    latents: latents.get(i as i64).contiguous(),
+                    attributes: scene.attributes,
+                };
+                let at = (self.drawn % self.capacity as u64) as usize;
+                self.drawn += 1;
+                if self.entries.len() < self.capacity {
+                    self.entries.push(entry)
+                } else {
+                    self.entries[at] = entry
+                }
+            }
+            left -= now;
+        }
+    }
+
+    /// The clip at a random number.
+    pub fn pick(&self, random: u64) -> &Entry {
+        &self.entries[(random % self.entries.len() as u64) as usize]
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Writes what was trained as the diffusers-style folder that inference opens.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+use super::dit::{BLOCK_LATENT_FRAMES, DitOptions, MAX_SEQUENCE_LENGTH, Models};
+use crate::weights::{Parameters, safetensors};
+
+/// Writes `model/` below the output folder: configurations, weights in f16, tokenizer, autoencoder.
+pub(super) fn write(
+    options: &DitOptions,
+    models: &Models,
+    dit: &Parameters,
+    umt5: &Parameters,
+) -> Result<()> {
+    let folder = options.out.join("model");
+    let part = |name: &str| -> Result<_> {
+        let path = folder.join(name);
+        std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(path)
+    };
+    json_file(&part("")?.join("model_index.json"), model_index())?;
+    json_file(&part("scheduler")?.join("scheduler_config.json"), scheduler())?;
+    let transformer = part("transformer")?;
+    let mut config = serde_json::to_value(&models.transformer_config)?;
+    config["_class_name"] = "WanTransformer3DModel".into();
+    json_file(&transformer.join("config.json"), config)?;
+    weights(&transformer.join("diffusion_pytorch_model.safetensors"), dit)?;
+    let text_encoder = part("text_encoder")?;
+    let mut config = serde_json::to_value(&models.text_encoder_config)?;
+    config["architectures"] = json!(["UMT5EncoderModel"]);
+    config["model_type"] = "umt5".into();
+    json_file(&text_encoder.join("config.json"), config)?;
+    weights(&text_encoder.join("model.safetensors"), umt5)?;
+    copy_folder(&options.out.join("tokenizer"), &part("tokenizer")?)?;
+    copy_folder(&options.vae, &part("vae")?)
+}
+
+/// `_dit` says what the model is at home with; diffusers ignores keys that begin with an underscore.
+fn model_index() -> Value {
+    json!({
+        "_class_name": "WanPipeline",
+        "boundary_ratio": null,
+        "expand_timesteps": true,
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": [null, null],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+        "_dit": {
+            "width": 224,
+            "height": 128,
+            "framerate": [16, 1],
+            "num_frames": 17,
+            "num_inference_steps": 12,
+            "guidance_scale": 3.0,
+            "max_sequence_length": MAX_SEQUENCE_LENGTH,
+            "max_pixels": 224 * 128,
+            "context_latent_frames": 2,
+            "causal": false,
+            "block_latent_frames": BLOCK_LATENT_FRAMES,
+        },
+    })
+}
+
+fn scheduler() -> Value {
+    json!({
+        "_class_name": "UniPCMultistepScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": true,
+        "flow_shift": 2.0,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "predict_x0": true,
+        "lower_order_final": true,
+        "final_sigmas_type": "zero",
+        "disable_corrector": [],
+    })
+}
+
+fn json_file(path: &Path, value: Value) -> Result<()> {
+    std::fs::write(path, serde_json::to_string_pretty(&value)? + "\n")
+        .with_context(|| path.display().to_string())
+}
+
+fn weights(path: &Path, parameters: &Parameters) -> Result<()> {
+    let named: Vec<(String, Tensor)> = parameters
+        .named()
+        .into_iter()
+        .map(|(name, t)| (name, t.detach().to_kind(Kind::Half)))
+        .collect();
+    Ok(safetensors::write(path, named.iter().map(|(name, t)| (name.clone(), t)))?)
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))
+            .with_context(|| entry.path().display().to_string())?;
+    }
+    Ok(())
+}
