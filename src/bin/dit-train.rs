@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use gstdit::training::{dit, vae};
+use gstdit::training::{dit, eval, vae};
 
 /// Trains latent video diffusion models on the procedural world; every command resumes where it stopped.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Vae(VaeArgs),
     /// Train the transformer and its text encoder on latents of a finished autoencoder.
     Dit(DitArgs),
+    /// Measure a finished folder on held-out prompts.
+    Eval(EvalArgs),
 }
 
 #[derive(Args)]
@@ -92,6 +94,17 @@ struct DitArgs {
     save_every: u64,
 }
 
+#[derive(Args)]
+struct EvalArgs {
+    #[command(flatten)]
+    common: Common,
+    /// A finished pipeline folder.
+    #[arg(long, default_value = "models/default")]
+    model: PathBuf,
+    #[arg(long, default_value_t = 200)]
+    prompts: u64,
+}
+
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Vae(args) => vae::train(&vae::VaeOptions {
@@ -104,6 +117,12 @@ fn main() -> Result<()> {
             seed: args.common.seed,
             save_every: args.save_every,
             batch: args.batch,
+        }),
+        Command::Eval(args) => eval::evaluate(&eval::EvalOptions {
+            device: args.common.prepare()?,
+            out: args.common.out,
+            model: args.model,
+            prompts: args.prompts,
         }),
         Command::Dit(args) => dit::train(&dit::DitOptions {
             device: args.common.prepare()?,

@@ -369,7 +369,12 @@ fn sheet(options: &DitOptions, step: u64) -> Result<()> {
     let videos = (0..12)
         .map(|i| {
             let prompt = canonical(&Scene::from_index(i, Split::HeldOut).attributes);
-            generate::clip(&pipeline, &prompt, i, if images { 1 } else { 17 })
+            generate::to_tensor(&generate::frames(
+                &pipeline,
+                &prompt,
+                i,
+                if images { 1 } else { 17 },
+            )?)
         })
         .collect::<Result<Vec<_>>>()?;
     let path = options.out.join(format!("dit-{step:06}.png"));

@@ -50,13 +50,12 @@ pub fn frames(
     Ok(frames)
 }
 
-/// As [`frames`], as `[3, F, H, W]` in [-1, 1].
+/// Frames as `[3, F, H, W]` in [-1, 1].
 ///
 /// # Errors
-/// Those of [`frames`].
-pub fn clip(pipeline: &Pipeline, prompt: &str, seed: u64, num_frames: usize) -> Result<Tensor> {
-    let frames = frames(pipeline, prompt, seed, num_frames)?;
-    ensure!(!frames.is_empty(), "no frames were made for {prompt:?}");
+/// When there is no frame.
+pub fn to_tensor(frames: &[RgbFrame]) -> Result<Tensor> {
+    ensure!(!frames.is_empty(), "no frames");
     let (width, height) = (frames[0].width as i64, frames[0].height as i64);
     let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.data.iter().copied()).collect();
     let video = Tensor::from_slice(&bytes).view([-1, height, width, 3]).permute([3, 0, 1, 2]);

@@ -5,6 +5,7 @@
 pub mod bank;
 pub mod captions;
 pub mod dit;
+pub mod eval;
 mod folder;
 pub mod generate;
 pub mod judge;

@@ -25,10 +25,13 @@ pub(super) struct Seen {
 
 /// Style and background, or `None` if the clip resembles none.
 pub(super) fn recognise(clip: &Clip) -> Option<Seen> {
-    let samples = samples(clip);
-    let styles: &[Style] = if is_blocks(clip) {
+    let blocks = is_blocks(clip);
+    let snapped = blocks.then(|| snap(clip));
+    let clip = snapped.as_ref().unwrap_or(clip);
+    let samples = samples(clip, 0);
+    let styles: &[Style] = if blocks {
         &[Style::PixelArt]
-    } else if is_film(clip, &samples) {
+    } else if is_film(clip) {
         &[Style::Film]
     } else if is_rainbow(&samples) {
         &[Style::Rainbow]
@@ -57,15 +60,23 @@ pub(super) fn recognise(clip: &Clip) -> Option<Seen> {
     Some(Seen { style, background, flattened: clip.clone(), palette })
 }
 
-/// Colours of a clip, evenly over places and moments.
-fn samples(clip: &Clip) -> Vec<[f32; 3]> {
+/// Colours of a clip, evenly over places and moments, each the mean of pixels up to `around` away.
+fn samples(clip: &Clip, around: usize) -> Vec<[f32; 3]> {
     let mut samples = Vec::new();
     let step = (clip.frames.len() / 5).max(1);
     for frame in clip.frames.iter().step_by(step) {
         for j in 0..12 {
             for i in 0..20 {
                 let (x, y) = ((2 * i + 1) * clip.width / 40, (2 * j + 1) * clip.height / 24);
-                samples.push(frame[y * clip.width + x]);
+                let (mut sum, mut count) = ([0.0f32; 3], 0.0);
+                for y in y.saturating_sub(around)..(y + around + 1).min(clip.height) {
+                    for x in x.saturating_sub(around)..(x + around + 1).min(clip.width) {
+                        let c = frame[y * clip.width + x];
+                        sum = std::array::from_fn(|k| sum[k] + c[k]);
+                        count += 1.0;
+                    }
+                }
+                samples.push(sum.map(|total| total / count));
             }
         }
     }
@@ -150,21 +161,12 @@ fn nearest(c: [f32; 3], palette: &[[f32; 3]]) -> f32 {
 /// Lines of pixels are compared by their mean and by their median, so that neither an object's straight edges
 /// nor a large object decide.
 fn is_blocks(clip: &Clip) -> bool {
-    let step_of = |a: [f32; 3], b: [f32; 3]| -> f32 { (0..3).map(|k| (a[k] - b[k]).abs()).sum() };
     // Mean step into each column from the one before, then the same of rows.
     let mut steps = vec![0.0f32; clip.width + clip.height];
-    let frames = clip.frames.iter().step_by((clip.frames.len() / 4).max(1));
-    let count = frames.len() as f32;
-    for frame in frames {
-        for y in 1..clip.height {
-            for x in 1..clip.width {
-                let here = frame[y * clip.width + x];
-                let left = step_of(here, frame[y * clip.width + x - 1]);
-                let above = step_of(here, frame[(y - 1) * clip.width + x]);
-                steps[x] += left / (count * clip.height as f32);
-                steps[clip.width + y] += above / (count * clip.width as f32);
-            }
-        }
+    for frame in clip.frames.iter().step_by((clip.frames.len() / 4).max(1)) {
+        let (across, down) = steps.split_at_mut(clip.width);
+        add_steps(across, clip.height, |x, y| frame[y * clip.width + x], clip.height);
+        add_steps(down, clip.width, |y, x| frame[y * clip.width + x], clip.height);
     }
     let (mut at_border, mut within) = (Vec::new(), Vec::new());
     for (lines, size) in [(&steps[..clip.width], clip.width), (&steps[clip.width..], clip.height)] {
@@ -183,6 +185,68 @@ fn is_blocks(clip: &Clip) -> bool {
         && median(&mut at_border) > 2.0 * median(&mut within) + 0.3
 }
 
+/// The clip with every block filled with the mean of its inner part, free of noise and soft borders.
+fn snap(clip: &Clip) -> Clip {
+    let mut snapped = clip.clone();
+    let (width, height) = (clip.width, clip.height);
+    let columns = (width * 16).div_ceil(height);
+    let span = |block: usize, size: usize| {
+        let (from, to) = ((block * height).div_ceil(16), ((block + 1) * height).div_ceil(16));
+        from.min(size)..to.min(size)
+    };
+    for (from, to) in clip.frames.iter().zip(&mut snapped.frames) {
+        for block in 0..16 * columns {
+            let (xs, ys) = (span(block % columns, width), span(block / columns, height));
+            let inset = |range: &std::ops::Range<usize>| {
+                let by = range.len() / 4;
+                range.start + by..range.end - by
+            };
+            let (mut sum, mut count) = ([0.0f32; 3], 0.0f32);
+            for y in inset(&ys) {
+                for x in inset(&xs) {
+                    sum = std::array::from_fn(|k| sum[k] + from[y * width + x][k]);
+                    count += 1.0;
+                }
+            }
+            let mean = sum.map(|total| total / count.max(1.0));
+            for y in ys {
+                to[y * width..][xs.clone()].fill(mean);
+            }
+        }
+    }
+    snapped
+}
+
+/// Adds to each line the mean step from the line before, where lines are averaged over runs as long as a
+/// block, so that noise does not count as steps.
+fn add_steps(
+    lines: &mut [f32],
+    length: usize,
+    at: impl Fn(usize, usize) -> [f32; 3],
+    height: usize,
+) {
+    let runs = length * 16 / height;
+    for run in 0..runs {
+        let along = run * height / 16..(run + 1) * height / 16;
+        let count = along.len() as f32;
+        let mean = |line: usize| {
+            let mut sum = [0.0f32; 3];
+            for place in along.clone() {
+                let c = at(line, place);
+                sum = std::array::from_fn(|k| sum[k] + c[k] / count);
+            }
+            sum
+        };
+        let mut before = mean(0);
+        for (line, total) in lines.iter_mut().enumerate() {
+            let here = mean(line);
+            let step: f32 = (0..3).map(|k| (here[k] - before[k]).abs()).sum();
+            *total += step / runs as f32 / 4.0;
+            before = here;
+        }
+    }
+}
+
 /// The middle value; 0 of none.
 fn median(values: &mut [f32]) -> f32 {
     values.sort_by(f32::total_cmp);
@@ -190,7 +254,8 @@ fn median(values: &mut [f32]) -> f32 {
 }
 
 /// Whether all colours are shades of one grey or brown, and the corners dark.
-fn is_film(clip: &Clip, samples: &[[f32; 3]]) -> bool {
+fn is_film(clip: &Clip) -> bool {
+    let samples = samples(clip, 2);
     let mean: [f32; 3] =
         std::array::from_fn(|k| samples.iter().map(|c| c[k]).sum::<f32>() / samples.len() as f32);
     let light = luminance(mean).max(1.0);
@@ -286,7 +351,7 @@ fn film(clip: &Clip) -> Option<Seen> {
         }
     }
     even_out(&mut flattened);
-    let samples = samples(&flattened);
+    let samples = samples(&flattened, 0);
     let mut best = (STRANGE, None);
     for background in Background::ALL {
         let score = likeness(&samples, palette(Style::Film, *background));

@@ -75,7 +75,7 @@ pub fn judge(pixels: &[u8], width: usize, height: usize) -> Verdict {
     if let Some((shape, _)) = shape::recognise(&track) {
         verdict.shape = Some(shape);
         if seen.style != Style::Film {
-            verdict.colour = object::colour(&clip, &track, seen.style);
+            verdict.colour = object::colour(&seen.flattened, &track, seen.style);
         }
     }
     verdict

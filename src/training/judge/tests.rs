@@ -52,7 +52,7 @@ fn true_clips_are_judged_true() {
 #[test]
 fn soft_and_noisy_clips_are_mostly_judged_true() {
     let wrong = mistakes(100..130, soften);
-    assert!(wrong.iter().all(|count| *count <= 4), "{ATTRIBUTES:?}: {wrong:?} of 30 wrong");
+    assert!(wrong.iter().all(|count| *count <= 3), "{ATTRIBUTES:?}: {wrong:?} of 30 wrong");
 }
 
 #[test]
