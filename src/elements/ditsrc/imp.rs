@@ -186,7 +186,7 @@ impl ElementImpl for DitSrc {
                 "Diffusion transformer video source",
                 "Source/Video",
                 "Generates endless video from a prompt with a latent diffusion transformer",
-                env!("CARGO_PKG_REPOSITORY"),
+                "The authors of gst-plugin-dit",
             )
         });
         Some(&METADATA)
@@ -254,10 +254,11 @@ impl BaseSrcImpl for DitSrc {
         *locked(&self.state) = State { discont: true, ..State::default() };
         let progress = Progress::start(&*self.obj(), &opening.info.folder);
         let events = progress.clone();
-        let session = Session::open(opening, move |event| events.handle(&event)).map_err(|error| {
-            progress.cancel();
-            loading::error_message(&error)
-        })?;
+        let session =
+            Session::open(opening, move |event| events.handle(&event)).map_err(|error| {
+                progress.cancel();
+                loading::error_message(&error)
+            })?;
         *locked(&self.model) = Some(session.model().clone());
         drop(kept);
         let running = Running { session: Arc::new(session), progress };
