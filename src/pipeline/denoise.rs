@@ -284,3 +284,16 @@ fn frame_mask(frames: &[bool], like: &Tensor) -> Tensor {
 pub(super) fn check(cancel: &dyn Fn() -> bool) -> Result<()> {
     if cancel() { Err(Error::Cancelled) } else { Ok(()) }
 }
+
+/// The step that a clip to be restyled starts from, of `steps`: the share `strength` of them is left to walk.
+///
+/// # Errors
+/// [`Error::Setting`] if no step would be left.
+pub fn begin_index(steps: usize, strength: f64) -> Result<usize> {
+    let walked = ((steps as f64 * strength).max(0.0) as usize).min(steps);
+    if walked == 0 {
+        let expected = format!("at least {} with {steps} steps", 1.0 / steps as f64);
+        return Err(Error::setting("strength", strength, expected));
+    }
+    Ok(steps - walked)
+}

@@ -24,7 +24,7 @@ use crate::models::umt5::UMT5EncoderModel;
 use crate::torch::guarded;
 
 pub use decode::{RgbFrame, rgb_frames};
-pub use denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window};
+pub use denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window, begin_index};
 pub use folder::{FolderInfo, Native};
 pub use memory::MemoryEstimate;
 pub use noise::{NoiseKind, counter_noise, torch_noise};

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: MPL-2.0
+//! What comes in pieces equals what comes at once, and a stream depends on its seed and prompts alone.
+
+mod common;
+
+use std::cell::Cell;
+use std::path::Path;
+
+use common::{deviation, fixture};
+use gstdit::error::Error;
+use gstdit::models::transformer_wan::{
+    AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
+};
+use gstdit::nn::attention::{KvAccess, KvCache};
+use gstdit::nn::conv3d::FeatureCaches;
+use gstdit::pipeline::{
+    Chunk, Controls, FolderInfo, NoiseKind, Pipeline, Request, Rollout, Settings,
+};
+use gstdit::torch::Precision;
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+/// f32 rounding, with sums in another order.
+const TOLERANCE: f64 = 1e-5;
+const FOLDERS: [&str; 2] = ["t2v_public", "ti2v_public"];
+
+fn load(folder: &Path) -> Pipeline {
+    let info = FolderInfo::open(folder).unwrap();
+    Pipeline::load(&info, Device::Cpu, Precision::F32, &mut |_, _| true).unwrap()
+}
+
+/// The components of a fixture under a `model_index.json` with native values of its own.
+fn with_native(name: &str, native: Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for part in ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"] {
+        std::os::unix::fs::symlink(fixture(name).join(part), folder.path().join(part)).unwrap();
+    }
+    let text = std::fs::read_to_string(fixture(name).join("model_index.json")).unwrap();
+    let mut index: Value = serde_json::from_str(&text).unwrap();
+    index["_dit"] = native;
+    std::fs::write(folder.path().join("model_index.json"), index.to_string()).unwrap();
+    folder
+}
+
+fn assert_close(whole: &Tensor, pieces: &[Tensor], what: &str) {
+    let off = deviation(whole, &Tensor::cat(pieces, 2)).unwrap();
+    assert!(off < TOLERANCE, "{what}: off by {off:.1e}");
+}
+
+#[test]
+fn video_encodes_in_pieces() {
+    let _guard = tch::no_grad_guard();
+    for name in FOLDERS {
+        let pipeline = load(&fixture(name));
+        let video = Tensor::rand([1, 3, 17, 32, 32], (Kind::Float, Device::Cpu)) * 2.0 - 1.0;
+        let whole = pipeline.vae().encode(&video, &mut FeatureCaches::default()).mean;
+        for first in [1, 5, 9] {
+            for later in [4, 8, 12] {
+                let mut caches = FeatureCaches::default();
+                let (mut pieces, mut start, mut length) = (Vec::new(), 0, first);
+                while start < 17 {
+                    let piece = video.narrow(2, start, length.min(17 - start));
+                    pieces.push(pipeline.vae().encode(&piece, &mut caches).mean);
+                    (start, length) = (start + length, later);
+                }
+                assert_close(&whole, &pieces, &format!("{name}, {first} frames, then {later}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn latents_decode_in_pieces() {
+    let _guard = tch::no_grad_guard();
+    for name in FOLDERS {
+        let pipeline = load(&fixture(name));
+        let channels = pipeline.info().vae.z_dim;
+        let latents = Tensor::randn([1, channels, 6, 3, 2], (Kind::Float, Device::Cpu));
+        let whole = pipeline.vae().decode(&latents, &mut FeatureCaches::default());
+        for length in 1..=6 {
+            let mut caches = FeatureCaches::default();
+            let pieces: Vec<Tensor> = (0..6)
+                .step_by(length as usize)
+                .map(|start| latents.narrow(2, start, length.min(6 - start)))
+                .map(|piece| pipeline.vae().decode(&piece, &mut caches))
+                .collect();
+            assert_close(&whole, &pieces, &format!("{name}, {length} latent frames at a time"));
+        }
+    }
+}
+
+/// One evaluation with a timestep by frame.
+fn flow(
+    model: &WanTransformer3DModel,
+    latents: &Tensor,
+    timestep: &Tensor,
+    (frame_offset, pattern): (i64, AttentionPattern),
+    kv: KvAccess<'_>,
+) -> Tensor {
+    let text = Tensor::ones([1, 5, model.config().text_dim], (Kind::Float, Device::Cpu));
+    let context = model.context(&text, None);
+    let s = latents.size();
+    let layout = model.layout([s[2], s[3], s[4]], frame_offset, pattern);
+    let timestep = Timestep::PerFrame(timestep);
+    model.forward(TransformerInput {
+        hidden_states: latents,
+        timestep,
+        context: &context,
+        layout: &layout,
+        kv,
+    })
+}
+
+#[test]
+fn cached_keys_equal_a_masked_pass() {
+    let _guard = tch::no_grad_guard();
+    for name in FOLDERS {
+        let pipeline = load(&fixture(name));
+        let model = &pipeline.transformers()[0];
+        let options = (Kind::Float, Device::Cpu);
+        let latents = Tensor::randn([1, model.config().in_channels, 6, 4, 6], options);
+        let timestep =
+            Tensor::from_slice(&[0.0f32, 100.0, 250.0, 500.0, 900.0, 999.0]).view([1, 6]);
+        for block in [1, 2, 3, 4] {
+            let pattern =
+                AttentionPattern::BlockCausal { first_block: block, block_latent_frames: block };
+            // Far along the stream, to show that positions matter by their differences alone.
+            let whole = flow(model, &latents, &timestep, (0, pattern), KvAccess::None);
+            let mut cache = KvCache::new(i64::MAX);
+            let pieces: Vec<Tensor> = (0..6)
+                .step_by(block as usize)
+                .map(|start| {
+                    let frames = block.min(6 - start);
+                    let part = latents.narrow(2, start, frames);
+                    let timestep = timestep.narrow(1, start, frames);
+                    let place = (100_000 + start, AttentionPattern::Full);
+                    flow(model, &part, &timestep, place, KvAccess::Append(&mut cache))
+                })
+                .collect();
+            assert_close(&whole, &pieces, &format!("{name}, blocks of {block}"));
+        }
+    }
+}
+
+fn settings(width: i64, height: i64) -> Settings {
+    Settings { width, height, num_inference_steps: None, noise: NoiseKind::Counter }
+}
+
+fn controls(prompt: &str, seed: u64) -> Controls {
+    Controls {
+        prompt: prompt.into(),
+        negative_prompt: "grey".into(),
+        guidance_scale: Some(3.0),
+        seed,
+    }
+}
+
+fn roll(pipeline: &Pipeline, size: (i64, i64), prompts: &[&str], seed: u64) -> Vec<Chunk> {
+    let request = Request::new(&settings(size.0, size.1), pipeline.info()).unwrap();
+    let mut rollout = Rollout::new(pipeline, request).unwrap();
+    prompts
+        .iter()
+        .map(|prompt| rollout.next_chunk(pipeline, &controls(prompt, seed), &|| false).unwrap())
+        .collect()
+}
+
+/// Windowed and causal folders of both families.
+fn rolling_folders() -> Vec<tempfile::TempDir> {
+    let windowed = json!({"num_frames": 9, "num_inference_steps": 2, "context_latent_frames": 1});
+    let causal = json!({
+        "num_frames": 13, "num_inference_steps": 2, "causal": true, "block_latent_frames": 1
+    });
+    FOLDERS
+        .iter()
+        .flat_map(|name| [with_native(name, windowed.clone()), with_native(name, causal.clone())])
+        .collect()
+}
+
+#[test]
+fn a_stream_depends_on_seed_and_prompts_alone() {
+    for folder in rolling_folders() {
+        let pipeline = load(folder.path());
+        let size = (50, 34);
+        let stream = roll(&pipeline, size, &["a fox", "a fox", "a fox", "a fox", "a fox"], 1);
+        let mut next = 0;
+        for (index, chunk) in stream.iter().enumerate() {
+            let info = pipeline.info();
+            let expected =
+                if index == 0 { info.first_chunk_frames() } else { info.later_chunk_frames() };
+            assert_eq!((chunk.first_frame, chunk.frames.len() as i64), (next, expected));
+            assert!(
+                chunk
+                    .frames
+                    .iter()
+                    .all(|f| (f.width, f.height) == (50, 34) && f.data.len() == 50 * 34 * 3)
+            );
+            next += expected as u64;
+        }
+        let again = roll(&pipeline, size, &["a fox"; 5], 1);
+        let other_seed = roll(&pipeline, size, &["a fox"; 2], 2);
+        let other_prompt = roll(&pipeline, size, &["a fox", "a fox", "the sea"], 1);
+        let frames = |stream: &[Chunk], index: usize| stream[index].frames.clone();
+        for index in 0..5 {
+            assert!(frames(&stream, index) == frames(&again, index), "chunk {index} changed");
+        }
+        assert!(frames(&stream, 1) != frames(&other_seed, 1));
+        assert!(frames(&stream, 1) == frames(&other_prompt, 1));
+        assert!(frames(&stream, 2) != frames(&other_prompt, 2));
+    }
+}
+
+#[test]
+fn a_cancelled_chunk_leaves_no_trace() {
+    for folder in rolling_folders() {
+        let pipeline = load(folder.path());
+        let expected = roll(&pipeline, (64, 64), &["a fox"; 3], 1);
+        let request = Request::new(&settings(64, 64), pipeline.info()).unwrap();
+        let mut rollout = Rollout::new(&pipeline, request).unwrap();
+        let mut cancelled = 0;
+        for expected in &expected {
+            // Cancels ever later, until the chunk gets through.
+            let mut patience = 0;
+            let chunk = loop {
+                let asked = Cell::new(0);
+                let cancel = || {
+                    asked.set(asked.get() + 1);
+                    asked.get() > patience
+                };
+                match rollout.next_chunk(&pipeline, &controls("a fox", 1), &cancel) {
+                    Ok(chunk) => break chunk,
+                    Err(Error::Cancelled) => cancelled += 1,
+                    Err(other) => panic!("{other}"),
+                }
+                patience += 3;
+            };
+            assert!(chunk.frames == expected.frames);
+        }
+        assert!(cancelled > 6, "cancelled only {cancelled} times");
+    }
+}
+
+#[test]
+fn stills_differ_from_each_other() {
+    let folder = &rolling_folders()[0];
+    let pipeline = load(folder.path());
+    let request = Request::new(&settings(48, 32), pipeline.info()).unwrap();
+    let mut rollout = Rollout::new(&pipeline, request).unwrap();
+    let mut still = || rollout.still(&pipeline, &controls("a fox", 1), &|| false).unwrap();
+    let (first, second) = (still(), still());
+    assert_eq!((first.frames.len(), first.first_frame, second.first_frame), (1, 0, 1));
+    assert!(first.frames != second.frames);
+}
+
+#[test]
+fn loading_reports_progress_and_stops() {
+    let info = FolderInfo::open(&fixture("t2v_public")).unwrap();
+    let mut shares = Vec::new();
+    let mut progress = |_: &str, share: f64| {
+        shares.push(share);
+        true
+    };
+    Pipeline::load(&info, Device::Cpu, Precision::F32, &mut progress).unwrap();
+    assert!(shares.windows(2).all(|pair| pair[0] <= pair[1]));
+    assert!((shares[shares.len() - 1] - 1.0).abs() < 1e-9, "{:?}", shares.last());
+    let stopped = Pipeline::load(&info, Device::Cpu, Precision::F32, &mut |_, share| share < 0.5);
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+}
+
+#[test]
+fn impossible_sizes_and_steps_are_refused() {
+    let info = FolderInfo::open(&fixture("ti2v_public")).unwrap();
+    for (wrong, named) in [
+        (settings(8, 64), "width"),
+        (settings(64, 1 << 20), "height"),
+        (Settings { num_inference_steps: Some(0), ..settings(64, 64) }, "steps"),
+    ] {
+        let error = Request::new(&wrong, &info).unwrap_err().to_string();
+        assert!(error.starts_with(named), "{error}");
+    }
+}
+
+#[test]
+fn memory_is_estimated_before_it_is_spent() {
+    let info = FolderInfo::open(&fixture("t2v_public")).unwrap();
+    info.check_memory(64, 64, Device::Cpu, Precision::F32).unwrap();
+    let small = info.estimate_memory(64, 64, Device::Cpu, Precision::F32).unwrap();
+    let large = info.estimate_memory(1280, 704, Device::Cpu, Precision::F32).unwrap();
+    assert!(large.activations > 50 * small.activations && large.weights == small.weights);
+    let error = info.check_memory(32_768, 32_768, Device::Cpu, Precision::F32).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }) && error.to_string().contains("width"));
+}
