@@ -122,7 +122,7 @@ fn unusable(error: impl std::fmt::Display) -> Error {
 pub fn square_width(info: &gst_video::VideoInfo) -> i64 {
     let width = i64::from(info.width());
     let (num, den) = (i64::from(info.par().numer()), i64::from(info.par().denom()));
-    if num <= 0 || den <= 0 { width } else { ((width * num + den / 2) / den).clamp(16, 1 << 16) }
+    if num <= 0 || den <= 0 { width } else { ((width * num + den / 2) / den).clamp(16, 1 << 15) }
 }
 
 /// Caps of everything that [`Painter`] can write.

@@ -90,7 +90,7 @@ mod tests {
         assert_eq!((ladder.steps(), ladder.level()), (8, 0));
         ladder.observe(SECOND * 2, SECOND);
         let lowered = ladder.steps();
-        assert!(lowered < 8 && lowered >= 2);
+        assert!((2..8).contains(&lowered));
         for _ in 0..20 {
             ladder.observe(SECOND / 10, SECOND);
         }

@@ -43,12 +43,12 @@ pub(super) fn attach(
     let found = models.get(&key).and_then(Weak::upgrade).filter(|model| !model.is_ended());
     let work = found.as_ref().map_or_else(Arc::default, |model| model.work());
     let stream = Arc::new(make(work.clone()));
-    if let Some(model) = found {
-        if let Some(ready) = model.attach(&stream) {
-            return Ok((model, stream, ready));
-        }
-        // It ended in this very moment; its place is taken below, and `work` is only a signal.
+    if let Some(model) = found
+        && let Some(ready) = model.attach(&stream)
+    {
+        return Ok((model, stream, ready));
     }
+    // There is none, or it ended in this very moment; `work` is only a signal.
     let model = Arc::new(Model::start(info, device, precision, work, &stream)?);
     models.insert(key, Arc::downgrade(&model));
     Ok((model, stream, false))

@@ -437,7 +437,9 @@ impl Stream {
             return;
         }
         let count = chunk.frames.len();
-        if let Some(period) = state.live_period {
+        // The first chunk also pays for warming up and delays nobody: nothing plays before it is there.
+        let warm = state.generated > state.origin;
+        if let Some(period) = state.live_period.filter(|_| warm) {
             state.ladder.observe(spent, period * count as u32);
         }
         state.busy += spent;

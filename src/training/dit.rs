@@ -58,7 +58,7 @@ pub fn transformer_config(in_channels: i64) -> WanTransformer3DModelConfig {
         text_dim: 128,
         freq_dim: 128,
         ffn_dim: 768,
-        num_layers: 8,
+        num_layers: 6,
         ..WanTransformer3DModelConfig::default()
     }
 }

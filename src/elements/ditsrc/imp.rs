@@ -14,6 +14,7 @@ use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;
+use gst_base::subclass::base_src::CreateSuccess;
 use gst_base::subclass::prelude::*;
 
 use super::negotiation::{fixate_size, state_colours};
@@ -185,7 +186,7 @@ impl ElementImpl for DitSrc {
                 "Diffusion transformer video source",
                 "Source/Video",
                 "Generates endless video from a prompt with a latent diffusion transformer",
-                env!("CARGO_PKG_REPOSITORY"),
+                "The authors of gst-plugin-dit",
             )
         });
         Some(&METADATA)
@@ -253,11 +254,18 @@ impl BaseSrcImpl for DitSrc {
         *locked(&self.state) = State { discont: true, ..State::default() };
         let progress = Progress::start(&*self.obj(), &opening.info.folder);
         let events = progress.clone();
-        let session = Session::open(opening, move |event| events.handle(&event))
-            .map_err(|error| loading::error_message(&error))?;
+        let session =
+            Session::open(opening, move |event| events.handle(&event)).map_err(|error| {
+                progress.cancel();
+                loading::error_message(&error)
+            })?;
         *locked(&self.model) = Some(session.model().clone());
         drop(kept);
-        *locked(&self.running) = Some(Running { session: Arc::new(session), progress });
+        let running = Running { session: Arc::new(session), progress };
+        *locked(&self.running) = Some(running.clone());
+        // What was set since the copy above.
+        let settings = locked(&self.settings).common.clone();
+        running.session.set_controls(settings.controls(), settings.steps());
         Ok(())
     }
 
@@ -318,7 +326,6 @@ impl BaseSrcImpl for DitSrc {
         let Some(running) = self.running() else {
             return Err(gst::loggable_error!(CAT, "caps while stopped"));
         };
-        self.obj().set_blocksize(u32::try_from(info.size()).unwrap_or(u32::MAX));
         let latency_changed = self.adopt(&info, &running.session);
         self.generate_for(&info, &running.session).map_err(|error| {
             self.obj().post_error_message(loading::error_message(&error));
@@ -383,7 +390,7 @@ impl BaseSrcImpl for DitSrc {
 }
 
 impl PushSrcImpl for DitSrc {
-    fn fill(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
+    fn create(&self, buffer: Option<&mut gst::BufferRef>) -> Result<CreateSuccess, gst::FlowError> {
         let running = self.running().ok_or(gst::FlowError::Flushing)?;
         let (slot, last_push, discont) = {
             let state = locked(&self.state);
@@ -394,24 +401,23 @@ impl PushSrcImpl for DitSrc {
             Stop::Flushing => gst::FlowError::Flushing,
             Stop::Failed => gst::FlowError::Error,
         })?;
-        self.paint(&picked, buffer).map_err(|error| {
-            self.obj().post_error_message(loading::error_message(&error));
-            gst::FlowError::Error
-        })?;
-        buffer.set_pts(gst::ClockTime::from_nseconds(slot.pts));
-        buffer.set_duration(gst::ClockTime::from_nseconds(slot.duration));
-        buffer.set_offset(slot.offset);
-        buffer.set_offset_end(slot.offset + 1);
-        if discont {
-            buffer.set_flags(gst::BufferFlags::DISCONT);
-        } else {
-            buffer.unset_flags(gst::BufferFlags::DISCONT);
-        }
-        gst::trace!(CAT, imp = self, "filled {slot:?}, repeated: {}", picked.repeated);
+        let made = match buffer {
+            Some(buffer) => {
+                self.fill_buffer(buffer, &picked, &slot, discont)?;
+                CreateSuccess::FilledBuffer
+            }
+            None => {
+                let mut buffer = self.acquire()?;
+                let writable = buffer.get_mut().ok_or(gst::FlowError::Error)?;
+                self.fill_buffer(writable, &picked, &slot, discont)?;
+                CreateSuccess::NewBuffer(buffer)
+            }
+        };
+        gst::trace!(CAT, imp = self, "made {slot:?}, repeated: {}", picked.repeated);
         self.send_tags(&picked.chunk);
         let filled = Filled { chunk: picked.chunk, repeated: picked.repeated };
         locked(&self.state).filled = Some(filled);
-        Ok(gst::FlowSuccess::Ok)
+        Ok(made)
     }
 }
 
@@ -461,11 +467,40 @@ impl DitSrc {
         picked
     }
 
-    fn paint(&self, picked: &Picked, buffer: &mut gst::BufferRef) -> Result<(), Error> {
-        match locked(&self.painter).as_mut() {
+    /// A buffer of the pool that was settled on.
+    fn acquire(&self) -> Result<gst::Buffer, gst::FlowError> {
+        if let Some(pool) = self.obj().buffer_pool() {
+            return pool.acquire_buffer(None);
+        }
+        let size = locked(&self.state).info.as_ref().map(gst_video::VideoInfo::size);
+        gst::Buffer::with_size(size.unwrap_or_default()).map_err(|_| gst::FlowError::Error)
+    }
+
+    fn fill_buffer(
+        &self,
+        buffer: &mut gst::BufferRef,
+        picked: &Picked,
+        slot: &Slot,
+        discont: bool,
+    ) -> Result<(), gst::FlowError> {
+        let painted = match locked(&self.painter).as_mut() {
             Some(painter) => painter.paint(&picked.frame, buffer),
             None => Err(Error::setting("caps", "none", "negotiated caps")),
+        };
+        painted.map_err(|error| {
+            self.obj().post_error_message(loading::error_message(&error));
+            gst::FlowError::Error
+        })?;
+        buffer.set_pts(gst::ClockTime::from_nseconds(slot.pts));
+        buffer.set_duration(gst::ClockTime::from_nseconds(slot.duration));
+        buffer.set_offset(slot.offset);
+        buffer.set_offset_end(slot.offset + 1);
+        if discont {
+            buffer.set_flags(gst::BufferFlags::DISCONT);
+        } else {
+            buffer.unset_flags(gst::BufferFlags::DISCONT);
         }
+        Ok(())
     }
 
     fn send_tags(&self, chunk: &Arc<ChunkInfo>) {
