@@ -61,6 +61,16 @@ impl Case {
         Ok(self.outputs[0].strip_prefix(&prefix).unwrap_or(&self.outputs[0]).to_owned())
     }
 
+    /// Strength of the control, one or one a block.
+    fn scales(&self) -> Vec<f64> {
+        match self.params.get("conditioning_scale") {
+            Some(Value::Array(scales)) => scales.iter().filter_map(Value::as_f64).collect(),
+            // More than any model has blocks.
+            Some(scale) => vec![scale.as_f64().unwrap_or(1.0); 256],
+            None => Vec::new(),
+        }
+    }
+
     fn max_sequence_length(&self) -> i64 {
         self.number("max_sequence_length").unwrap_or(512.0) as i64
     }
@@ -106,7 +116,7 @@ impl Runner {
             "scheduler" => guarded(|| Ok(self.scheduler(case)))??,
             "add_noise" => guarded(|| Ok(self.add_noise(case)))??,
             "text" | "vae_encode" | "vae_decode" | "vae_decode_tiled" | "transformer" | "t2v"
-            | "i2v" | "v2v" | "i2v_condition" | "clip" => {
+            | "i2v" | "v2v" | "i2v_condition" | "clip" | "vace" => {
                 let pipeline = match self.pipeline.take() {
                     Some(pipeline) => pipeline,
                     None => load(&self.folder)?,
@@ -134,6 +144,7 @@ impl Runner {
             "v2v" => self.video_to_video(case, pipeline),
             "i2v_condition" => self.condition(case, pipeline),
             "clip" => self.clip(case, pipeline),
+            "vace" => self.vace(case, pipeline),
             _ => self.text_to_video(case, pipeline),
         }
     }
@@ -225,7 +236,16 @@ impl Runner {
         let hidden_states = self.input(case, "hidden_states")?;
         let timestep = self.input(case, "timestep")?.to_kind(Kind::Float);
         let image = self.optional_input(case, "encoder_hidden_states_image");
-        let context = model.context(&self.input(case, "encoder_hidden_states")?, image.as_ref());
+        let mut context =
+            model.context(&self.input(case, "encoder_hidden_states")?, image.as_ref());
+        if let Some(control) = self.optional_input(case, "control_hidden_states") {
+            let scale = self.optional_input(case, "control_hidden_states_scale");
+            let scale: Vec<f64> = match scale {
+                Some(scale) => scale.to_kind(Kind::Double).flatten(0, -1).try_into()?,
+                None => case.scales(),
+            };
+            context = model.with_control(&context, &control, &scale);
+        }
         let s = hidden_states.size();
         let layout = model.layout([s[2], s[3], s[4]], 0, AttentionPattern::Full);
         let timestep = match timestep.dim() {
@@ -283,6 +303,37 @@ impl Runner {
         let frames = pipeline.info().vae.num_latent_frames(case.count("num_frames")? as i64);
         let condition = self.pictures(case)?.condition(pipeline, frames);
         Ok(vec![(case.only_output()?, condition)])
+    }
+
+    fn vace(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
+        let latents = self.input(case, "latents")?;
+        let (width, height) = (case.count("width")? as i64, case.count("height")? as i64);
+        let frames = case.count("num_frames")? as i64;
+        let options = (Kind::Float, Device::Cpu);
+        let video = match self.optional_input(case, "video_in") {
+            Some(video) => video.permute([1, 0, 2, 3]).unsqueeze(0) * 2.0 - 1.0,
+            None => Tensor::zeros([1, 3, frames, height, width], options),
+        };
+        let mask = match self.optional_input(case, "mask_in") {
+            Some(mask) => mask.permute([1, 0, 2, 3]).narrow(0, 0, 1).unsqueeze(0),
+            None => Tensor::ones([1, 1, frames, height, width], options),
+        };
+        let references: Vec<Tensor> = match self.optional_input(case, "reference") {
+            Some(pictures) if pictures.dim() == 4 => pictures.unbind(0),
+            Some(picture) => vec![picture],
+            None => Vec::new(),
+        };
+        let references: Vec<Tensor> =
+            references.iter().map(|picture| picture * 2.0 - 1.0).collect();
+        let control = pipeline.control(&video, &mask, &references);
+        let batch = latents.size()[0];
+        let window = Window {
+            control: Some((control.expand([batch, -1, -1, -1, -1], false), case.scales())),
+            ..window(latents, 0)
+        };
+        let schedule = self.schedule(case)?;
+        let ahead = references.len() as i64;
+        self.generate_after(case, pipeline, &schedule, (window, None), ahead)
     }
 
     fn clip(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
@@ -356,7 +407,19 @@ impl Runner {
         case: &Case,
         pipeline: &Pipeline,
         schedule: &Schedule,
+        conditions: (Window, Option<&Tensor>),
+    ) -> Result<Outputs> {
+        self.generate_after(case, pipeline, schedule, conditions, 0)
+    }
+
+    /// As [`Runner::generate`], with `ahead` latent frames in front that are not shown.
+    fn generate_after(
+        &self,
+        case: &Case,
+        pipeline: &Pipeline,
+        schedule: &Schedule,
         (window, image): (Window, Option<&Tensor>),
+        ahead: i64,
     ) -> Result<Outputs> {
         let scale = case.number("guidance_scale").unwrap_or(5.0);
         let batch = window.latents.size()[0];
@@ -379,6 +442,7 @@ impl Runner {
             denoiser.run(&window, None, &mut |latents| steps.push(latents.shallow_clone()))?;
         let mut outputs = vec![("steps".into(), Tensor::stack(&steps, 0))];
         if case.wants("video") {
+            let latents = latents.narrow(2, ahead, latents.size()[2] - ahead);
             let video =
                 pipeline.decode_latents(&latents, &mut FeatureCaches::default(), &|| false)?;
             let video = (video * 0.5 + 0.5).clamp(0.0, 1.0).permute([0, 2, 1, 3, 4]);
@@ -406,7 +470,7 @@ fn scheduler_config(class: &str, changes: Value) -> Result<SchedulerConfig> {
 }
 
 fn window(latents: Tensor, begin_index: usize) -> Window {
-    Window { latents, known: None, condition: None, frame_offset: 0, begin_index }
+    Window { latents, known: None, condition: None, control: None, frame_offset: 0, begin_index }
 }
 
 /// The first picture of a video, and perhaps the last.

@@ -41,6 +41,15 @@ impl Prompts {
         Self { positive: contexts(positive), negative: negative.map(contexts) }
     }
 
+    /// The same prompts steered by a control `[B, c, T, h, w]`, in folders with a branch for it.
+    fn with_control(&self, pipeline: &Pipeline, control: &Tensor, scale: &[f64]) -> Self {
+        let steered = |contexts: &[TransformerContext]| {
+            let pairs = pipeline.transformers.iter().zip(contexts);
+            pairs.map(|(model, context)| model.with_control(context, control, scale)).collect()
+        };
+        Self { positive: steered(&self.positive), negative: self.negative.as_deref().map(steered) }
+    }
+
     /// Whether there is guidance.
     pub fn guided(&self) -> bool {
         self.negative.is_some()
@@ -74,6 +83,8 @@ pub struct Window {
     pub known: Option<Known>,
     /// `[B, c, T, h, w]`, channels laid beside the latents.
     pub condition: Option<Tensor>,
+    /// `[B, c, T, h, w]` and its strength at each block, for folders with a control branch.
+    pub control: Option<(Tensor, Vec<f64>)>,
     /// Position of the first latent frame on the time axis.
     pub frame_offset: i64,
     /// Step to start from.
@@ -112,6 +123,20 @@ impl Denoiser<'_> {
     /// # Errors
     /// [`Error::Cancelled`] within a layer's time of `cancel` turning true.
     pub fn run(
+        &self,
+        window: &Window,
+        caches: Option<&CausalCaches>,
+        on_step: &mut dyn FnMut(&Tensor),
+    ) -> Result<Tensor> {
+        if let Some((control, scale)) = &window.control {
+            let prompts = self.prompts.with_control(self.pipeline, control, scale);
+            let steered = Denoiser { prompts: &prompts, ..*self };
+            return steered.walk(window, caches, on_step);
+        }
+        self.walk(window, caches, on_step)
+    }
+
+    fn walk(
         &self,
         window: &Window,
         caches: Option<&CausalCaches>,

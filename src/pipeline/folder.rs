@@ -142,12 +142,13 @@ impl FolderInfo {
         let index: serde_json::Value = read_json(&path)?;
         let class =
             |name: &str| index.get(name).and_then(|entry| entry.get(1)).and_then(|c| c.as_str());
+        let vace = class("transformer") == Some("WanVACETransformer3DModel");
         for (component, expected) in [
             ("transformer", "WanTransformer3DModel"),
             ("vae", "AutoencoderKLWan"),
             ("text_encoder", "UMT5EncoderModel"),
         ] {
-            if class(component) != Some(expected) {
+            if class(component) != Some(expected) && !(component == "transformer" && vace) {
                 let found = class(component).unwrap_or("nothing");
                 return Err(Error::setting(
                     format!("{}: {component}", path.display()),
@@ -158,6 +159,11 @@ impl FolderInfo {
         }
         let transformer: WanTransformer3DModelConfig = config(folder, "transformer")?;
         transformer.validate()?;
+        if vace != transformer.vace_layers.is_some() {
+            let expected = if vace { "a list, for a VACE model" } else { "nothing" };
+            let found = format!("{:?}", transformer.vace_layers);
+            return Err(Error::setting("transformer/config.json: vace_layers", found, expected));
+        }
         let transformer_2 = class("transformer_2")
             .map(|_| config::<WanTransformer3DModelConfig>(folder, "transformer_2"))
             .transpose()?;
@@ -214,6 +220,15 @@ impl FolderInfo {
                     format!("{z}, or {} with a condition", 2 * z + self.vae.temporal_factor());
                 return wrong("transformer in_channels", transformer.in_channels, expected);
             }
+            let control = 2 * self.vae.z_dim + self.vae.spatial_factor().pow(2);
+            if transformer.vace_layers.is_some() && transformer.vace_in_channels != control {
+                let expected = format!("{control}, two latents and a mask of the vae's");
+                return wrong(
+                    "transformer vace_in_channels",
+                    transformer.vace_in_channels,
+                    expected,
+                );
+            }
             if self.transformer.patch_size != transformer.patch_size {
                 return wrong(
                     "transformer_2 patch_size",
@@ -228,6 +243,16 @@ impl FolderInfo {
     /// Whether known frames are told to the transformer in channels beside the latents.
     pub fn concatenates_condition(&self) -> bool {
         self.transformer.in_channels != self.vae.z_dim
+    }
+
+    /// Whether known pixels steer the transformer through a branch of its own.
+    pub fn controls_by_branch(&self) -> bool {
+        self.transformer.vace_layers.is_some()
+    }
+
+    /// Whether known frames are given as pixels, not as latents.
+    pub(super) fn knows_by_pixels(&self) -> bool {
+        self.concatenates_condition() || self.controls_by_branch()
     }
 
     /// Pixels of one token in width and height; generated sizes are multiples of it.

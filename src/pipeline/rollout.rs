@@ -112,7 +112,7 @@ impl FolderInfo {
     pub fn later_chunk_frames(&self) -> i64 {
         let frames = if self.rolls_causally() {
             self.native.block_latent_frames
-        } else if self.concatenates_condition() {
+        } else if self.knows_by_pixels() {
             (self.window_latent_frames() - 1).max(1)
         } else {
             self.window_latent_frames() - self.context_latent_frames()
@@ -121,7 +121,7 @@ impl FolderInfo {
     }
 
     fn rolls_causally(&self) -> bool {
-        self.native.causal && !self.concatenates_condition() && self.transformer_2.is_none()
+        self.native.causal && !self.knows_by_pixels() && self.transformer_2.is_none()
     }
 
     /// Latent frames known from the last window.
@@ -144,13 +144,13 @@ impl Rollout {
                 "a text-to-video model",
             ));
         }
-        if info.concatenates_condition() && info.window_latent_frames() < 2 {
+        if info.knows_by_pixels() && info.window_latent_frames() < 2 {
             return Err(Error::setting("num_frames", info.native.num_frames, "at least 5"));
         }
         let (width, height) = info.padded_size(request.width, request.height);
         let spatial = info.vae.spatial_factor();
         let schedule = info.scheduler.set_timesteps(request.num_inference_steps as usize, None)?;
-        let continuation = if info.concatenates_condition() {
+        let continuation = if info.knows_by_pixels() {
             Continuation::LastPicture(None)
         } else if info.rolls_causally() {
             Continuation::Causal { tail: None, caches: None }
@@ -349,6 +349,7 @@ impl Task<'_> {
             latents: self.noise(0, frames, 0),
             known: None,
             condition: None,
+            control: None,
             frame_offset: 0,
             begin_index: 0,
         }
@@ -371,6 +372,7 @@ impl Task<'_> {
                         noise: self.noise(known, known, 1).constant_pad_nd(padding),
                     }),
                     condition: None,
+                    control: None,
                     frame_offset: 0,
                     begin_index: 0,
                 }
@@ -439,9 +441,14 @@ impl Task<'_> {
             grey.narrow(2, 0, 1).copy_(picture);
             known[0] = true;
         }
-        let window = Window {
-            condition: Some(self.pipeline.channel_condition(&grey, &known)),
-            ..self.window(frames)
+        let window = if info.controls_by_branch() {
+            let free: Vec<f32> = known.iter().map(|&known| f32::from(u8::from(!known))).collect();
+            let mask = Tensor::from_slice(&free).view([1, 1, -1, 1, 1]).expand_as(&grey);
+            let control = self.pipeline.control(&grey, &mask.narrow(1, 0, 1), &[]);
+            Window { control: Some((control, Vec::new())), ..self.window(frames) }
+        } else {
+            let condition = self.pipeline.channel_condition(&grey, &known);
+            Window { condition: Some(condition), ..self.window(frames) }
         };
         let latents = self.denoiser()?.run(&window, None, &mut |_| {})?;
         Ok(Latents {

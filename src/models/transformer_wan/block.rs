@@ -106,6 +106,14 @@ pub(super) struct ContextKv {
     image: Option<(Tensor, Tensor)>,
 }
 
+impl ContextKv {
+    /// A copy that shares the tensors.
+    pub fn shallow_clone(&self) -> Self {
+        let share = |(key, value): &(Tensor, Tensor)| (key.shallow_clone(), value.shallow_clone());
+        Self { text: share(&self.text), image: self.image.as_ref().map(share) }
+    }
+}
+
 /// Normalisation without weights, then scale and shift by group: `LN(x) * (1 + scale) + shift`, in f32.
 ///
 /// `x` is `[B, N, D]`; `shift` and `scale` are `[B, G, 1, D]` for G groups of N/G tokens in order.

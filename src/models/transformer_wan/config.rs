@@ -28,7 +28,19 @@ pub struct WanTransformer3DModelConfig {
     pub rope_max_seq_len: i64,
     /// Image tokens of the two frames that the 2.1 first-last-frame model takes.
     pub pos_embed_seq_len: Option<i64>,
+    /// Layers after which the control branch is added (`WanVACETransformer3DModel`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vace_layers: Option<Vec<i64>>,
+    #[serde(skip_serializing_if = "without_vace")]
+    pub vace_in_channels: i64,
 }
+
+/// Leaves a key out of files for models without the branch, which diffusers would refuse.
+fn without_vace(channels: &i64) -> bool {
+    *channels == DEFAULT_VACE_CHANNELS
+}
+
+const DEFAULT_VACE_CHANNELS: i64 = 96;
 
 impl Default for WanTransformer3DModelConfig {
     fn default() -> Self {
@@ -48,6 +60,8 @@ impl Default for WanTransformer3DModelConfig {
             added_kv_proj_dim: None,
             rope_max_seq_len: 1024,
             pos_embed_seq_len: None,
+            vace_layers: None,
+            vace_in_channels: DEFAULT_VACE_CHANNELS,
         }
     }
 }
@@ -102,6 +116,7 @@ impl WanTransformer3DModelConfig {
             ("ffn_dim", self.ffn_dim),
             ("num_layers", self.num_layers),
             ("rope_max_seq_len", self.rope_max_seq_len),
+            ("vace_in_channels", self.vace_in_channels),
             ("image_dim", self.image_dim.unwrap_or(1)),
             ("added_kv_proj_dim", self.added_kv_proj_dim.unwrap_or(1)),
         ];
@@ -133,6 +148,13 @@ impl WanTransformer3DModelConfig {
         if self.pos_embed_seq_len.is_some_and(|length| length < 2 || length % 2 != 0) {
             let found = format!("{:?}", self.pos_embed_seq_len);
             return wrong("pos_embed_seq_len", found, "null or an even number of image tokens");
+        }
+        if let Some(layers) = &self.vace_layers {
+            let rising = layers.windows(2).all(|pair| pair[0] < pair[1]);
+            if layers.first() != Some(&0) || !rising || layers.last() >= Some(&self.num_layers) {
+                let expected = "rising layer numbers from 0, below num_layers";
+                return wrong("vace_layers", format!("{layers:?}"), expected);
+            }
         }
         if self.image_dim.is_some() != self.added_kv_proj_dim.is_some() {
             let found = format!("{:?} and {:?}", self.image_dim, self.added_kv_proj_dim);

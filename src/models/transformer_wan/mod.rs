@@ -12,6 +12,7 @@
 mod block;
 mod config;
 mod embeddings;
+mod vace;
 
 use tch::{Device, Kind, Tensor};
 
@@ -22,6 +23,7 @@ use crate::weights::{Init, Weights};
 use block::{ContextKv, WanTransformerBlock, modulated_norm};
 pub use config::WanTransformer3DModelConfig;
 use embeddings::ConditionEmbedder;
+use vace::{Control, Vace};
 
 /// Noise levels as the model is told them, in [0, 1000].
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +60,16 @@ pub struct TokenLayout {
 #[derive(Debug)]
 pub struct TransformerContext {
     blocks: Vec<ContextKv>,
+    vace_blocks: Vec<ContextKv>,
+    control: Option<Control>,
+}
+
+impl TransformerContext {
+    /// A copy that shares the tensors, without a control.
+    fn shallow_clone(&self) -> Self {
+        let share = |blocks: &[ContextKv]| blocks.iter().map(ContextKv::shallow_clone).collect();
+        Self { blocks: share(&self.blocks), vace_blocks: share(&self.vace_blocks), control: None }
+    }
 }
 
 /// One evaluation of the model.
@@ -82,6 +94,7 @@ pub struct WanTransformer3DModel {
     proj_out: Linear,
     /// `[1, 2, D]`.
     scale_shift_table: Tensor,
+    vace: Option<Vace>,
     kind: Kind,
 }
 
@@ -96,7 +109,11 @@ impl WanTransformer3DModel {
         let blocks = w.pp("blocks");
         let table = Init::Normal((dim as f64).powf(-0.5));
         Ok(Self {
-            patch_embedding: PatchEmbedding::new(&w.pp("patch_embedding"), config)?,
+            patch_embedding: PatchEmbedding::new(
+                &w.pp("patch_embedding"),
+                config,
+                config.in_channels,
+            )?,
             condition_embedder: ConditionEmbedder::new(&w.pp("condition_embedder"), config)?,
             blocks: (0..config.num_layers)
                 .map(|layer| WanTransformerBlock::new(&blocks.pp(layer), config))
@@ -113,6 +130,11 @@ impl WanTransformer3DModel {
                 &[1, 2, dim],
                 table,
             )?,
+            vace: config
+                .vace_layers
+                .as_deref()
+                .map(|layers| Vace::new(w, config, layers))
+                .transpose()?,
             kind: w.kind(),
             config: config.clone(),
         })
@@ -165,7 +187,28 @@ impl WanTransformer3DModel {
         let image =
             image.and_then(|image| self.condition_embedder.image(&image.to_kind(self.kind)));
         let blocks = self.blocks.iter().map(|block| block.context(&text, image.as_ref())).collect();
-        TransformerContext { blocks }
+        let vace_blocks =
+            self.vace.as_ref().map_or_else(Vec::new, |vace| vace.context(&text, image.as_ref()));
+        TransformerContext { blocks, vace_blocks, control: None }
+    }
+
+    /// The same prompt steered by a control `[B, vace_in_channels, T, H, W]`, in models that have the branch for it; `scale` has
+    /// one value a block of that branch (1 where it has fewer).
+    pub fn with_control(
+        &self,
+        context: &TransformerContext,
+        control: &Tensor,
+        scale: &[f64],
+    ) -> TransformerContext {
+        let [pt, ph, pw] = self.config.patch_size;
+        let s = control.size();
+        let grid =
+            TokenGrid { frames: s[2] / pt, height: s[3] / ph, width: s[4] / pw, frame_offset: 0 };
+        let control = self.vace.as_ref().map(|vace| Control {
+            tokens: vace.embed(&self.patchify(&control.to_kind(self.kind), &grid)),
+            scale: scale.to_vec(),
+        });
+        TransformerContext { control, ..context.shallow_clone() }
     }
 
     /// The flow `[B, out_channels, T, H, W]` in the kind of the model.
@@ -189,11 +232,17 @@ impl WanTransformer3DModel {
         };
         let (temb, timestep_proj) = self.condition_embedder.time(&timestep, self.kind);
         let mut x = self.patch_embedding.forward(&self.patchify(hidden_states, &layout.grid));
+        let hints = self.vace.as_ref().zip(context.control.as_ref()).map(|(vace, control)| {
+            vace.hints(&x, control, &timestep_proj, layout, &context.vace_blocks)
+        });
         for (layer, block) in self.blocks.iter().enumerate() {
             if cancel() {
                 return Err(Error::Cancelled);
             }
             x = block.forward(&x, &timestep_proj, layout, &context.blocks[layer], (&mut kv, layer));
+            if let Some(hints) = &hints {
+                x = hints.add_to(x, layer);
+            }
         }
         let ends = (&self.scale_shift_table + temb.to_kind(Kind::Float).unsqueeze(2)).chunk(2, 2);
         let x = modulated_norm(&self.norm_out, &x, &ends[0], &ends[1]);
@@ -232,10 +281,10 @@ struct PatchEmbedding {
 }
 
 impl PatchEmbedding {
-    fn new(w: &Weights, config: &WanTransformer3DModelConfig) -> Result<Self> {
+    fn new(w: &Weights, config: &WanTransformer3DModelConfig, channels: i64) -> Result<Self> {
         let dim = config.dim();
         let [pt, ph, pw] = config.patch_size;
-        let shape = [dim, config.in_channels, pt, ph, pw];
+        let shape = [dim, channels, pt, ph, pw];
         Ok(Self {
             weight: w.get("weight", &shape, Init::FanIn(1.0))?,
             bias: w.get("bias", &[dim], Init::Zeros)?,
