@@ -154,7 +154,12 @@ fn live_gives_the_same_bytes_on_the_clock() {
     live.wait_frames(2);
     live.pipeline.set_state(gst::State::Paused).unwrap();
     assert!(live.play(), "{:?}", live.errors());
-    assert_eq!(pixels(&plain), pixels(&live.take_frames()));
+    // A frame that waits for the clock when the pause comes is thrown away by the base class, which counts
+    // it against num-buffers; it must come again, not be skipped.
+    let frames = live.take_frames();
+    assert!(frames.len() + 1 >= FIRST_CHUNK, "{}", frames.len());
+    assert_eq!(pixels(&frames), pixels(&plain)[..frames.len()]);
+    assert!((0..).zip(&frames).all(|(n, frame)| frame.offset == n));
     assert!(live.structures("dit-degraded").is_empty());
 }
 
