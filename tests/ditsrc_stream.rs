@@ -311,7 +311,7 @@ fn live_latency_is_one_frame_once_the_rate_is_known() {
     assert!(waiting.play());
     let mut query = gst::query::Latency::new();
     assert!(waiting.src.static_pad("src").unwrap().query(&mut query));
-    assert_eq!(query.result().0, false);
+    assert!(!query.result().0);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use gstdit::models::transformer_wan::{AttentionPattern, Timestep, TransformerInp
 use gstdit::nn::attention::KvAccess;
 use gstdit::nn::conv3d::FeatureCaches;
 use gstdit::pipeline::{
-    Denoiser, FolderInfo, Guidance, Known, Pipeline, Prompts, Window, begin_index,
+    Denoiser, Filter, FolderInfo, Guidance, Known, Pipeline, Prompts, Window, begin_index, resize,
 };
 use gstdit::schedulers::{Schedule, SchedulerConfig};
 use gstdit::torch::{Precision, guarded};
@@ -26,6 +26,8 @@ pub struct Case {
     pub kind: String,
     #[serde(default)]
     pub params: Value,
+    #[serde(default)]
+    pub inputs: Vec<String>,
     #[serde(default)]
     pub outputs: Vec<String>,
 }
@@ -50,6 +52,13 @@ impl Case {
 
     fn wants(&self, suffix: &str) -> bool {
         self.outputs.contains(&self.key(suffix))
+    }
+
+    /// The end of the only output's key.
+    fn only_output(&self) -> Result<String> {
+        ensure!(self.outputs.len() == 1, "{} outputs, expected one", self.outputs.len());
+        let prefix = format!("{}.", self.name);
+        Ok(self.outputs[0].strip_prefix(&prefix).unwrap_or(&self.outputs[0]).to_owned())
     }
 
     fn max_sequence_length(&self) -> i64 {
@@ -97,7 +106,7 @@ impl Runner {
             "scheduler" => guarded(|| Ok(self.scheduler(case)))??,
             "add_noise" => guarded(|| Ok(self.add_noise(case)))??,
             "text" | "vae_encode" | "vae_decode" | "vae_decode_tiled" | "transformer" | "t2v"
-            | "i2v" | "v2v" => {
+            | "i2v" | "v2v" | "i2v_condition" | "clip" => {
                 let pipeline = match self.pipeline.take() {
                     Some(pipeline) => pipeline,
                     None => load(&self.folder)?,
@@ -106,12 +115,11 @@ impl Runner {
                 self.pipeline = Some(pipeline);
                 results?
             }
+            "resize_lanczos_pil" => guarded(|| Ok(self.resize(case)))??,
             _ => return Ok(false),
         };
         for (suffix, tensor) in results {
-            let key = case.key(suffix);
-            ensure!(!case.outputs.is_empty(), "no outputs listed");
-            self.results.insert(key, tensor);
+            self.results.insert(case.key(&suffix), tensor);
         }
         Ok(true)
     }
@@ -124,6 +132,8 @@ impl Runner {
             "transformer" => self.transformer(case, pipeline),
             "i2v" => self.image_to_video(case, pipeline),
             "v2v" => self.video_to_video(case, pipeline),
+            "i2v_condition" => self.condition(case, pipeline),
+            "clip" => self.clip(case, pipeline),
             _ => self.text_to_video(case, pipeline),
         }
     }
@@ -134,6 +144,12 @@ impl Runner {
 
     fn optional_input(&self, case: &Case, suffix: &str) -> Option<Tensor> {
         self.golden.raw(&case.key(suffix)).ok()
+    }
+
+    /// The only input of a case.
+    fn only_input(&self, case: &Case) -> Result<Tensor> {
+        ensure!(case.inputs.len() == 1, "{} inputs, expected one", case.inputs.len());
+        Ok(self.golden.raw(&case.inputs[0])?)
     }
 
     fn scheduler(&self, case: &Case) -> Result<Outputs> {
@@ -155,9 +171,9 @@ impl Runner {
         let whole = matches!(config, SchedulerConfig::UniPc(_));
         let timesteps = if whole { timesteps.to_kind(Kind::Int64) } else { timesteps };
         Ok(vec![
-            ("sigmas", Tensor::from_slice(&schedule.sigmas)),
-            ("timesteps", timesteps),
-            ("trajectory", Tensor::stack(&trajectory, 0)),
+            ("sigmas".into(), Tensor::from_slice(&schedule.sigmas)),
+            ("timesteps".into(), timesteps),
+            ("trajectory".into(), Tensor::stack(&trajectory, 0)),
         ])
     }
 
@@ -170,20 +186,23 @@ impl Runner {
         };
         let schedule = config.set_timesteps(case.count("steps")?, None)?;
         let (clean, noise) = (self.input(case, "clean")?, self.input(case, "noise")?);
-        Ok(vec![("noisy", schedule.add_noise(&clean, &noise, case.count("index")?))])
+        Ok(vec![("noisy".into(), schedule.add_noise(&clean, &noise, case.count("index")?))])
     }
 
     fn text(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
         let length = self.input(case, "mask")?.sum(Kind::Int64).int64_value(&[]);
         let ids = self.input(case, "ids")?.flatten(0, -1).narrow(0, 0, length);
         let ids: Vec<i64> = ids.try_into()?;
-        Ok(vec![("embeds", pipeline.text_encoder().encode(&ids, case.max_sequence_length()))])
+        Ok(vec![(
+            "embeds".into(),
+            pipeline.text_encoder().encode(&ids, case.max_sequence_length()),
+        )])
     }
 
     fn vae_encode(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
         let video = whole_chunks(&self.input(case, "video")?, pipeline);
         let latents = pipeline.vae().encode(&video, &mut FeatureCaches::default());
-        Ok(vec![("mode", latents.mean), ("logvar", latents.logvar)])
+        Ok(vec![("mode".into(), latents.mean), ("logvar".into(), latents.logvar)])
     }
 
     fn vae_decode(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
@@ -194,7 +213,7 @@ impl Runner {
             let (min, stride) = (case.count("tile_min")? as i64, case.count("tile_stride")? as i64);
             vae.decode_tiled(&latents, Tiling { min, stride }, &mut Vec::new())
         };
-        Ok(vec![("video", video)])
+        Ok(vec![("video".into(), video)])
     }
 
     fn transformer(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
@@ -220,45 +239,91 @@ impl Runner {
             layout: &layout,
             kv: KvAccess::None,
         };
-        Ok(vec![("sample", model.forward(input))])
+        Ok(vec![("sample".into(), model.forward(input))])
     }
 
     fn text_to_video(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
         let latents = self.input(case, "latents")?;
         let schedule = self.schedule(case)?;
-        self.generate(case, pipeline, &schedule, window(latents, 0))
+        self.generate(case, pipeline, &schedule, (window(latents, 0), None))
     }
 
     fn image_to_video(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
         let latents = self.input(case, "latents")?;
         let s = latents.size();
-        let image = batched_image(&self.input(case, "image")?);
         let schedule = self.schedule(case)?;
-        if pipeline.info().expand_timesteps {
-            let condition = pipeline.encode_video(&image);
+        let pictures = self.pictures(case)?;
+        let image = pipeline
+            .image_encoder()
+            .filter(|_| pipeline.info().transformer.image_dim.is_some())
+            .map(|_| pipeline.encode_images(&pictures.original))
+            .transpose()?
+            .map(|embeds| embeds.repeat([s[0], 1, 1]));
+        ensure!(
+            image.is_some() || pipeline.info().transformer.image_dim.is_none(),
+            "the transformer has an image_dim, but the folder no image_encoder"
+        );
+        let condition = pictures.condition(pipeline, s[2]);
+        let window = if pipeline.info().expand_timesteps {
             let known = Known {
                 frames: (0..s[2]).map(|frame| frame == 0).collect(),
                 noise: condition.zeros_like(),
                 latents: condition,
             };
-            let window = Window { known: Some(known), ..window(latents, 0) };
-            return self.generate(case, pipeline, &schedule, window);
-        }
-        let last = self.optional_input(case, "last_image").map(|image| batched_image(&image));
-        let frames = (s[2] - 1) * pipeline.info().vae.temporal_factor() + 1;
-        let i = image.size();
-        let video = Tensor::zeros([1, 3, frames, i[3], i[4]], (Kind::Float, Device::Cpu));
-        video.narrow(2, 0, 1).copy_(&image);
-        let mut known = vec![false; frames as usize];
-        known[0] = true;
-        if let Some(last) = &last {
-            video.narrow(2, frames - 1, 1).copy_(last);
-            known[frames as usize - 1] = true;
-        }
-        let condition = pipeline.channel_condition(&video, &known);
-        let condition = condition.expand([s[0], -1, -1, -1, -1], false);
-        let window = Window { condition: Some(condition), ..window(latents, 0) };
-        self.generate(case, pipeline, &schedule, window)
+            Window { known: Some(known), ..window(latents, 0) }
+        } else {
+            let condition = condition.expand([s[0], -1, -1, -1, -1], false);
+            Window { condition: Some(condition), ..window(latents, 0) }
+        };
+        self.generate(case, pipeline, &schedule, (window, image.as_ref()))
+    }
+
+    /// What is laid beside the latents of a case, without running the transformer.
+    fn condition(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
+        let frames = pipeline.info().vae.num_latent_frames(case.count("num_frames")? as i64);
+        let condition = self.pictures(case)?.condition(pipeline, frames);
+        Ok(vec![(case.only_output()?, condition)])
+    }
+
+    fn clip(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
+        let input = self.only_input(case)?;
+        let model = pipeline.image_encoder().context("the folder has no image_encoder")?;
+        let embeds = if case.inputs[0].ends_with("pixel_values") {
+            model.forward(&input)
+        } else {
+            pipeline.encode_images(&[input.squeeze()])?
+        };
+        Ok(vec![(case.only_output()?, embeds)])
+    }
+
+    fn resize(&self, case: &Case) -> Result<Outputs> {
+        let image = self.only_input(case)?;
+        let golden = self.golden.raw(case.outputs.first().context("no output")?)?;
+        let s = golden.size();
+        let size = (s[s.len() - 1], s[s.len() - 2]);
+        let resized = resize(&image.squeeze(), size, Filter::Lanczos);
+        Ok(vec![(case.only_output()?, resized.view(s.as_slice()))])
+    }
+
+    /// The pictures of a case, as given and at the size of its video.
+    fn pictures(&self, case: &Case) -> Result<Pictures> {
+        let size = (case.count("width")? as i64, case.count("height")? as i64);
+        let original: Vec<Tensor> =
+            [self.input(case, "image").ok(), self.optional_input(case, "last_image")]
+                .into_iter()
+                .flatten()
+                .map(|image| {
+                    image.view([3, image.size()[image.dim() - 2], image.size()[image.dim() - 1]])
+                })
+                .collect();
+        ensure!(!original.is_empty(), "no image among the inputs");
+        let fitted = original
+            .iter()
+            .map(|image| {
+                resize(image, size, Filter::Lanczos).view([1, 3, 1, size.1, size.0]) * 2.0 - 1.0
+            })
+            .collect();
+        Ok(Pictures { original, fitted })
     }
 
     fn video_to_video(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
@@ -269,8 +334,8 @@ impl Runner {
         let clean = pipeline.encode_video(&video);
         let start = schedule.add_noise(&clean, &self.input(case, "noise")?, begin);
         let mut outputs =
-            self.generate(case, pipeline, &schedule, window(start.shallow_clone(), begin))?;
-        outputs.push(("start", start));
+            self.generate(case, pipeline, &schedule, (window(start.shallow_clone(), begin), None))?;
+        outputs.push(("start".into(), start));
         Ok(outputs)
     }
 
@@ -291,7 +356,7 @@ impl Runner {
         case: &Case,
         pipeline: &Pipeline,
         schedule: &Schedule,
-        window: Window,
+        (window, image): (Window, Option<&Tensor>),
     ) -> Result<Outputs> {
         let scale = case.number("guidance_scale").unwrap_or(5.0);
         let batch = window.latents.size()[0];
@@ -301,7 +366,7 @@ impl Runner {
         };
         let positive = encode(case.text("prompt"))?;
         let negative = (scale > 1.0).then(|| encode(case.text("negative_prompt"))).transpose()?;
-        let prompts = Prompts::new(pipeline, &positive, negative.as_ref(), None);
+        let prompts = Prompts::new(pipeline, &positive, negative.as_ref(), image);
         let denoiser = Denoiser {
             pipeline,
             prompts: &prompts,
@@ -312,19 +377,19 @@ impl Runner {
         let mut steps = Vec::new();
         let latents =
             denoiser.run(&window, None, &mut |latents| steps.push(latents.shallow_clone()))?;
-        let mut outputs = vec![("steps", Tensor::stack(&steps, 0))];
+        let mut outputs = vec![("steps".into(), Tensor::stack(&steps, 0))];
         if case.wants("video") {
             let video =
                 pipeline.decode_latents(&latents, &mut FeatureCaches::default(), &|| false)?;
             let video = (video * 0.5 + 0.5).clamp(0.0, 1.0).permute([0, 2, 1, 3, 4]);
-            outputs.push(("video", video));
+            outputs.push(("video".into(), video));
         }
         Ok(outputs)
     }
 }
 
 /// Results of a case by the end of their key.
-type Outputs = Vec<(&'static str, Tensor)>;
+type Outputs = Vec<(String, Tensor)>;
 
 fn load(folder: &Path) -> Result<Pipeline> {
     let info = FolderInfo::open(folder)?;
@@ -344,11 +409,30 @@ fn window(latents: Tensor, begin_index: usize) -> Window {
     Window { latents, known: None, condition: None, frame_offset: 0, begin_index }
 }
 
-/// `[3, H, W]` or `[1, 3, H, W]` in [0, 1] to `[1, 3, 1, H, W]` in [-1, 1].
-fn batched_image(image: &Tensor) -> Tensor {
-    let s = image.size();
-    let image = image.reshape([1, 3, 1, s[s.len() - 2], s[s.len() - 1]]);
-    image * 2.0 - 1.0
+/// The first picture of a video, and perhaps the last.
+struct Pictures {
+    /// `[3, H, W]` in [0, 1].
+    original: Vec<Tensor>,
+    /// `[1, 3, 1, height, width]` in [-1, 1].
+    fitted: Vec<Tensor>,
+}
+
+impl Pictures {
+    /// Latents of the first picture for folders with `expand_timesteps`, else channels for all `latent_frames`.
+    fn condition(&self, pipeline: &Pipeline, latent_frames: i64) -> Tensor {
+        if pipeline.info().expand_timesteps {
+            return pipeline.encode_video(&self.fitted[0]);
+        }
+        let frames = (latent_frames - 1) * pipeline.info().vae.temporal_factor() + 1;
+        let s = self.fitted[0].size();
+        let video = Tensor::zeros([1, 3, frames, s[3], s[4]], (Kind::Float, Device::Cpu));
+        let mut known = vec![false; frames as usize];
+        for (picture, place) in self.fitted.iter().zip([0, frames - 1]) {
+            video.narrow(2, place, 1).copy_(picture);
+            known[place as usize] = true;
+        }
+        pipeline.channel_condition(&video, &known)
+    }
 }
 
 /// Without the frames that do not fill a latent frame.

@@ -199,7 +199,7 @@ mod tests {
         let mut cache = KvCache::new(3);
         for step in 0..4 {
             let x = Tensor::full([1, 1, 2, 1], step as f64, (Kind::Float, Device::Cpu));
-            KvAccess::Append(&mut cache).extend(0, x.shallow_clone(), x);
+            let _ = KvAccess::Append(&mut cache).extend(0, x.shallow_clone(), x);
         }
         assert_eq!((cache.tokens(), cache.bytes()), (3, 24));
         let newest: Vec<f32> = cache.layers[0].0.view(-1).try_into().unwrap();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::models::autoencoder_kl_wan::AutoencoderKLWanConfig;
+use crate::models::clip_vision::ClipVisionConfig;
 use crate::models::transformer_wan::WanTransformer3DModelConfig;
 use crate::models::umt5::Umt5Config;
 use crate::schedulers::SchedulerConfig;
@@ -110,6 +111,8 @@ pub struct FolderInfo {
     pub transformer_2: Option<WanTransformer3DModelConfig>,
     pub vae: AutoencoderKLWanConfig,
     pub text_encoder: Umt5Config,
+    /// For models that look at the embedding of an image.
+    pub image_encoder: Option<ClipVisionConfig>,
     pub scheduler: SchedulerConfig,
     /// Share of the timesteps below which `transformer_2` takes over.
     pub boundary_ratio: Option<f64>,
@@ -162,6 +165,13 @@ impl FolderInfo {
         vae.validate()?;
         let text_encoder: Umt5Config = config(folder, "text_encoder")?;
         text_encoder.validate()?;
+        let image_encoder = class("image_encoder")
+            .filter(|class| class.starts_with("CLIPVisionModel"))
+            .map(|_| config::<ClipVisionConfig>(folder, "image_encoder"))
+            .transpose()?;
+        if let Some(config) = &image_encoder {
+            config.validate()?;
+        }
         let expand_timesteps = flag(&index, "expand_timesteps");
         let native = native(&path, &index, expand_timesteps || vae.z_dim == 48)?;
         native.validate(&path, vae.temporal_factor())?;
@@ -176,6 +186,7 @@ impl FolderInfo {
             transformer_2,
             vae,
             text_encoder,
+            image_encoder,
         };
         info.check_agreement()?;
         Ok(info)

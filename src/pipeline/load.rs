@@ -6,9 +6,11 @@ use std::path::Path;
 
 use tch::{Device, Kind};
 
+use super::image::ImageProcessor;
 use super::{FolderInfo, Pipeline};
 use crate::error::{Error, Result};
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
+use crate::models::clip_vision::ClipVisionModel;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::WanTransformer3DModel;
 use crate::models::umt5::UMT5EncoderModel;
@@ -53,7 +55,7 @@ impl Component<'_> {
     fn load<T>(
         &self,
         meter: &Meter<'_>,
-        may_ignore: fn(&str) -> bool,
+        may_ignore: impl Fn(&str) -> bool,
         build: impl FnOnce(&Weights<'_>) -> Result<T>,
     ) -> Result<T> {
         let phase = format!("loading {}", self.name);
@@ -77,30 +79,47 @@ impl Component<'_> {
     }
 }
 
-/// The components of a folder: the text encoder, the autoencoder, and one or two transformers.
-struct Components<'a>(Vec<Component<'a>>);
+/// The components of a folder.
+struct Components<'a> {
+    text_encoder: Component<'a>,
+    vae: Component<'a>,
+    image_encoder: Option<Component<'a>>,
+    /// One or two.
+    transformers: Vec<Component<'a>>,
+}
 
 impl<'a> Components<'a> {
     fn of(info: &'a FolderInfo, device: Device, precision: Precision) -> Self {
         let kind = precision.kind(device);
         let component =
             |name, stem, kind| Component { folder: &info.folder, name, stem, kind, device };
-        let mut all = vec![
-            component("text_encoder", TRANSFORMERS_STEM, kind),
-            // Half precision costs the autoencoder visibly, and saves little.
-            component("vae", DIFFUSERS_STEM, Kind::Float),
-            component("transformer", DIFFUSERS_STEM, kind),
-        ];
+        let mut transformers = vec![component("transformer", DIFFUSERS_STEM, kind)];
         if info.transformer_2.is_some() {
-            all.push(component("transformer_2", DIFFUSERS_STEM, kind));
+            transformers.push(component("transformer_2", DIFFUSERS_STEM, kind));
         }
-        Self(all)
+        Self {
+            text_encoder: component("text_encoder", TRANSFORMERS_STEM, kind),
+            // Half precision costs these two visibly, and saves little.
+            vae: component("vae", DIFFUSERS_STEM, Kind::Float),
+            image_encoder: info
+                .image_encoder
+                .as_ref()
+                .map(|_| component("image_encoder", TRANSFORMERS_STEM, Kind::Float)),
+            transformers,
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Component<'a>> {
+        [&self.text_encoder, &self.vae]
+            .into_iter()
+            .chain(&self.image_encoder)
+            .chain(&self.transformers)
     }
 }
 
 /// Bytes of a folder's weights once loaded.
 pub(super) fn weight_bytes(info: &FolderInfo, device: Device, precision: Precision) -> Result<u64> {
-    Components::of(info, device, precision).0.iter().map(Component::bytes).sum()
+    Components::of(info, device, precision).all().map(Component::bytes).sum()
 }
 
 impl Pipeline {
@@ -118,17 +137,18 @@ impl Pipeline {
             let total = weight_bytes(info, device, precision)?;
             let meter = Meter { progress: RefCell::new(progress), done: RefCell::new(0), total };
             let components = Components::of(info, device, precision);
-            let [text_encoder, vae, transformers @ ..] = components.0.as_slice() else {
-                unreachable!("a folder has three components or more")
-            };
             let tokenizer = PromptTokenizer::from_folder(&info.folder.join("tokenizer"))?;
             check_vocabulary(info, &tokenizer)?;
-            let text_encoder = text_encoder.load(&meter, UMT5EncoderModel::may_ignore, |w| {
-                UMT5EncoderModel::new(w, &info.text_encoder)
-            })?;
-            let vae = vae.load(&meter, |_| false, |w| AutoencoderKLWan::new(w, &info.vae))?;
+            let text_encoder =
+                components.text_encoder.load(&meter, UMT5EncoderModel::may_ignore, |w| {
+                    UMT5EncoderModel::new(w, &info.text_encoder)
+                })?;
+            let vae =
+                components.vae.load(&meter, |_| false, |w| AutoencoderKLWan::new(w, &info.vae))?;
+            let image_encoder = load_image_encoder(info, &components, &meter)?;
             let configs = std::iter::once(&info.transformer).chain(&info.transformer_2);
-            let transformers = transformers
+            let transformers = components
+                .transformers
                 .iter()
                 .zip(configs)
                 .map(|(component, config)| {
@@ -137,9 +157,31 @@ impl Pipeline {
                     })
                 })
                 .collect::<Result<Vec<_>>>()?;
-            Ok(Self { info: info.clone(), device, tokenizer, text_encoder, transformers, vae })
+            Ok(Self {
+                info: info.clone(),
+                device,
+                tokenizer,
+                text_encoder,
+                transformers,
+                vae,
+                image_encoder,
+            })
         })
     }
+}
+
+fn load_image_encoder(
+    info: &FolderInfo,
+    components: &Components<'_>,
+    meter: &Meter<'_>,
+) -> Result<Option<(ClipVisionModel, ImageProcessor)>> {
+    let (Some(component), Some(config)) = (&components.image_encoder, &info.image_encoder) else {
+        return Ok(None);
+    };
+    let may_ignore = |key: &str| ClipVisionModel::may_ignore(config, key);
+    let model = component.load(meter, may_ignore, |w| ClipVisionModel::new(w, config))?;
+    let processor = ImageProcessor::from_folder(&info.folder.join("image_processor"))?;
+    Ok(Some((model, processor)))
 }
 
 /// A token without an embedding would only be found when a prompt has it.

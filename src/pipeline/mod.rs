@@ -8,6 +8,7 @@ mod conditioning;
 mod decode;
 mod denoise;
 mod folder;
+mod image;
 mod load;
 mod memory;
 mod noise;
@@ -18,14 +19,17 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
+use crate::models::clip_vision::ClipVisionModel;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::WanTransformer3DModel;
 use crate::models::umt5::UMT5EncoderModel;
 use crate::torch::guarded;
+use image::ImageProcessor;
 
 pub use decode::{RgbFrame, rgb_frames};
 pub use denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window, begin_index};
 pub use folder::{FolderInfo, Native};
+pub use image::{Filter, resize};
 pub use memory::MemoryEstimate;
 pub use noise::{NoiseKind, counter_noise, torch_noise};
 pub use request::{Controls, Request, Settings};
@@ -41,6 +45,7 @@ pub struct Pipeline {
     /// One, or the high-noise and the low-noise expert.
     transformers: Vec<WanTransformer3DModel>,
     vae: AutoencoderKLWan,
+    image_encoder: Option<(ClipVisionModel, ImageProcessor)>,
 }
 
 impl Pipeline {

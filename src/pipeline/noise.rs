@@ -84,7 +84,7 @@ pub fn torch_noise(seed: u64, shape: &[i64]) -> Tensor {
     for block in values.chunks_exact_mut(16) {
         to_normal(block);
     }
-    if size % 16 != 0 {
+    if !size.is_multiple_of(16) {
         // The last sixteen are drawn anew.
         let tail = &mut values[size - 16..];
         tail.fill_with(|| rng.next_unit_f32());

@@ -215,7 +215,7 @@ impl Rollout {
                 Continuation::Causal { tail, caches } => {
                     task.causal(tail.as_ref(), caches.as_ref())?
                 }
-                Continuation::LastPicture(last) => task.from_picture(last.as_ref())?,
+                Continuation::LastPicture(last) => task.after_picture(last.as_ref())?,
             };
             wait_for(pipeline.device());
             timings.denoise = stopwatch.lap();
@@ -427,7 +427,7 @@ impl Task<'_> {
         }
     }
 
-    fn from_picture(&self, last: Option<&Tensor>) -> Result<Latents> {
+    fn after_picture(&self, last: Option<&Tensor>) -> Result<Latents> {
         let info = self.pipeline.info();
         let frames = info.window_latent_frames();
         let [height, width] = self.rollout.latent_size;

@@ -171,12 +171,12 @@ fn is_blocks(clip: &Clip) -> bool {
     let (mut at_border, mut within) = (Vec::new(), Vec::new());
     for (lines, size) in [(&steps[..clip.width], clip.width), (&steps[clip.width..], clip.height)] {
         let begins = |i: usize| i * 16 / clip.height != (i - 1) * 16 / clip.height;
-        for i in 2..size - 1 {
+        for (i, line) in lines.iter().enumerate().take(size - 1).skip(2) {
             if begins(i) {
-                at_border.push(lines[i]);
+                at_border.push(*line);
             } else if !begins(i - 1) && !begins(i + 1) {
                 // Not next to a border: soft edges of generated blocks would count there.
-                within.push(lines[i]);
+                within.push(*line);
             }
         }
     }
