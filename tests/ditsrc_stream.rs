@@ -154,7 +154,12 @@ fn live_gives_the_same_bytes_on_the_clock() {
     live.wait_frames(2);
     live.pipeline.set_state(gst::State::Paused).unwrap();
     assert!(live.play(), "{:?}", live.errors());
-    assert_eq!(pixels(&plain), pixels(&live.take_frames()));
+    // A frame that waits for the clock when the pause comes is thrown away by the base class, which counts
+    // it against num-buffers; it must come again, not be skipped.
+    let frames = live.take_frames();
+    assert!(frames.len() + 1 >= FIRST_CHUNK, "{}", frames.len());
+    assert_eq!(pixels(&frames), pixels(&plain)[..frames.len()]);
+    assert!((0..).zip(&frames).all(|(n, frame)| frame.offset == n));
     assert!(live.structures("dit-degraded").is_empty());
 }
 
@@ -316,10 +321,10 @@ fn a_live_stream_that_is_too_slow_repeats_frames_and_says_so() {
     // A chunk plays for some 8 ms and takes far longer than that.
     let native = Native { framerate: 500, steps: 40, ..TINY };
     let folder = folder_with(parent.path(), "ti2v_public", native);
-    let rig = Rig::new(&folder, "is-live=true num-buffers=400", "video/x-raw,format=RGB");
+    let rig = Rig::new(&folder, "is-live=true num-buffers=60", "video/x-raw,format=RGB");
     assert!(rig.play(), "{:?}", rig.errors());
     let frames = rig.take_frames();
-    assert_eq!(frames.len(), 400);
+    assert_eq!(frames.len(), 60);
     assert!(frames.windows(2).all(|pair| pair[0].pts + pair[0].duration == pair[1].pts));
     let told = rig.structures("dit-degraded");
     let actions: Vec<String> = told.iter().map(|it| it.get("action").unwrap()).collect();
