@@ -32,16 +32,15 @@ fn main() -> Result<()> {
     let mut rows = Vec::new();
     println!("| case | frames/s | first frame ms | denoise ms | decode ms | peak MiB |");
     println!("|---|---|---|---|---|---|");
-    for index in 0..CASES.len() {
+    for (index, (name, ..)) in CASES.iter().enumerate() {
         let output =
             Command::new(std::env::current_exe()?).arg(format!("--case={index}")).output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{}: {errors}", CASES[index].0);
+        ensure!(output.status.success(), "{name}: {errors}");
         let row: Value = serde_json::from_slice(&output.stdout).context("a case's figures")?;
         let figure = |name: &str| row[name].as_f64().map_or("-".to_owned(), |v| format!("{v:.1}"));
         println!(
-            "| {} | {} | {} | {} | {} | {} |",
-            CASES[index].0,
+            "| {name} | {} | {} | {} | {} | {} |",
             figure("fps"),
             figure("first_frame_ms"),
             figure("ms_denoise"),
