@@ -71,7 +71,8 @@ fn unusable_folders_are_named_in_one_error() {
 fn damaged_files_are_named_in_one_error() {
     let _serial = init();
     let weights = "transformer/diffusion_pytorch_model.safetensors";
-    let damage: [(&str, fn(&Path)); 5] = [
+    type Damage = (&'static str, fn(&Path));
+    let damage: [Damage; 5] = [
         (weights, |path| {
             let data = std::fs::read(path).unwrap();
             std::fs::write(path, &data[..data.len() / 2]).unwrap();
