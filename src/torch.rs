@@ -226,9 +226,10 @@ pub fn set_threads(threads: u32) {
 pub fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let _no_grad = tch::no_grad_guard();
     quiet_panics();
-    IN_GUARD.with(|flag| flag.set(true));
+    // Guards nest: a session guards what the pipeline guards again.
+    let outer = IN_GUARD.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(work));
-    IN_GUARD.with(|flag| flag.set(false));
+    IN_GUARD.set(outer);
     outcome.unwrap_or_else(|payload| {
         let message = payload
             .downcast_ref::<String>()

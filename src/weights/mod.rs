@@ -146,10 +146,10 @@ impl<'a> Weights<'a> {
         below
     }
 
-    /// The same place with tensors wanted in another kind: the f32 islands of a half-precision model.
+    /// The same place with tensors wanted in another kind: the f32 islands of a half-precision model
+    /// (training keeps everything in f32 anyway).
     pub fn with_kind(&self, kind: Kind) -> Self {
         let mut other = self.clone();
-        // Training keeps everything in f32, whatever the islands.
         other.kind = kind;
         other
     }
