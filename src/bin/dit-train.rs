@@ -84,11 +84,17 @@ struct DitArgs {
     /// Steps on single images before clips come in.
     #[arg(long, default_value_t = 15_000)]
     image_steps: u64,
-    #[arg(long, default_value_t = 1.5e-3)]
+    #[arg(long, default_value_t = 1.2e-3)]
     learning_rate: f64,
+    /// Steps at the end over which the learning rate goes down to nothing.
+    #[arg(long, default_value_t = 2_000)]
+    decay_steps: u64,
     /// Tokens of video in a batch.
-    #[arg(long, default_value_t = 560)]
+    #[arg(long, default_value_t = 840)]
     batch_tokens: i64,
+    /// Threads that make a share of each batch; 0 for one a core, or one on a GPU.
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
     /// Steps between saved states and contact sheets.
     #[arg(long, default_value_t = 1000)]
     save_every: u64,
@@ -131,7 +137,9 @@ fn main() -> Result<()> {
             steps: args.steps,
             image_steps: args.image_steps,
             learning_rate: args.learning_rate,
+            decay_steps: args.decay_steps,
             batch_tokens: args.batch_tokens,
+            workers: args.workers,
             seed: args.common.seed,
             save_every: args.save_every,
         }),

@@ -34,7 +34,7 @@ pub struct Bucket {
 }
 
 /// Frames encoded in one call.
-const ENCODE_FRAMES: i64 = 34;
+const ENCODE_FRAMES: i64 = 33;
 
 impl Bucket {
     /// An empty ring; its clips are those of the training split from `first_index` on.

@@ -4,17 +4,18 @@
 //! that known frames, streaming and restyling are all in distribution, under full and block-causal attention.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Scope;
 
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::bank::{Bucket, Shape};
-use super::captions::{build_tokenizer_json, canonical, caption, tokenizer_config_json};
-use super::optim::{AdamW, Hyper, cosine_schedule};
+use super::batch::{Batch, Sampler, SamplerOptions};
+use super::captions::{build_tokenizer_json, canonical, tokenizer_config_json};
+use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use super::world::{Scene, Split};
 use super::{folder, generate, sheet, vae};
-use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::{
     AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
@@ -22,13 +23,11 @@ use crate::models::transformer_wan::{
 };
 use crate::models::umt5::{UMT5EncoderModel, Umt5Config};
 use crate::nn::attention::KvAccess;
+use crate::torch;
 use crate::weights::{Parameters, Source};
 
 /// Longest prompt in tokens.
 pub const MAX_SEQUENCE_LENGTH: i64 = 64;
-/// Latent frames of one block under block-causal attention.
-pub const BLOCK_LATENT_FRAMES: i64 = 1;
-
 /// Options of `dit-train dit`.
 #[derive(Debug, Clone)]
 pub struct DitOptions {
@@ -40,8 +39,12 @@ pub struct DitOptions {
     /// Steps on single images before clips come in.
     pub image_steps: u64,
     pub learning_rate: f64,
+    /// Steps at the end over which the learning rate goes down to nothing.
+    pub decay_steps: u64,
     /// Tokens of video in a batch.
     pub batch_tokens: i64,
+    /// Threads that make a share of each batch; 0 for one a core, or one on a GPU.
+    pub workers: usize,
     pub seed: u64,
     pub device: Device,
     pub save_every: u64,
@@ -52,12 +55,12 @@ pub fn transformer_config(in_channels: i64) -> WanTransformer3DModelConfig {
     WanTransformer3DModelConfig {
         patch_size: [1, 2, 2],
         num_attention_heads: 4,
-        attention_head_dim: 48,
+        attention_head_dim: 64,
         in_channels,
         out_channels: Some(in_channels),
         text_dim: 128,
         freq_dim: 128,
-        ffn_dim: 768,
+        ffn_dim: 1024,
         num_layers: 6,
         ..WanTransformer3DModelConfig::default()
     }
@@ -155,67 +158,14 @@ impl Models {
     }
 }
 
-/// A stream of random numbers that is a pure function of seed and step.
-struct Draws(u64);
-
-impl Draws {
-    fn new(seed: u64, step: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ step.wrapping_mul(0xd134_2543_de82_ef95))
-    }
-
-    /// SplitMix64 (Steele, Lea, Flood 2014).
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// A noise level: logit-normal (Esser et al., arXiv 2403.03206), shifted towards noise.
-    fn level(&mut self) -> f32 {
-        const SHIFT: f64 = 2.0;
-        let radius = (-2.0 * self.unit().max(1e-12).ln()).sqrt();
-        let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
-        let s = 1.0 / (1.0 + (-1.1 * normal).exp());
-        (SHIFT * s / (1.0 + (SHIFT - 1.0) * s)) as f32
-    }
-
-    /// Levels of the latent frames of one clip and which of them are known (level 0).
-    fn levels(&mut self, frames: usize) -> Vec<f32> {
-        let common = self.level();
-        match self.unit() {
-            _ if frames == 1 => vec![common],
-            u if u < 0.4 => vec![common; frames],
-            u if u < 0.65 => (0..frames).map(|_| self.level()).collect(),
-            // A known head, as every window of an endless video has it; now and then a known tail as well.
-            u => {
-                let known = 1 + (self.next() % (frames as u64 / 2)) as usize;
-                let tail = usize::from(u > 0.93);
-                (0..frames)
-                    .map(|t| if t < known || t >= frames - tail { 0.0 } else { common })
-                    .collect()
-            }
+impl DitOptions {
+    fn worker_count(&self) -> usize {
+        match (self.workers, self.device) {
+            (0, Device::Cpu) => tch::get_num_threads().max(1) as usize,
+            (0, _) => 1,
+            (count, _) => count,
         }
     }
-}
-
-struct Batch {
-    latents: Tensor,
-    levels: Tensor,
-    embeds: Tensor,
-    pattern: AttentionPattern,
-}
-
-struct Trainer<'a> {
-    options: &'a DitOptions,
-    models: Models,
-    vae: AutoencoderKLWan,
-    images: Vec<Bucket>,
-    clips: Vec<Bucket>,
 }
 
 /// Trains until `steps`, resuming whatever the folder holds, then writes the pipeline folder `model/`.
@@ -225,51 +175,121 @@ struct Trainer<'a> {
 pub fn train(options: &DitOptions) -> Result<()> {
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     tch::manual_seed(options.seed as i64);
-    let tokenizer = write_tokenizer(&options.out.join("tokenizer"))?;
-    let vae = vae::load(&options.vae, options.device)?;
-    let (source, text) =
-        (Source::Trainable(Parameters::default()), Source::Trainable(Parameters::default()));
-    let models = Models::new(&source, &text, tokenizer, vae.config().z_dim, options.device)?;
-    let (Source::Trainable(dit), Source::Trainable(umt5)) = (&source, &text) else {
-        unreachable!("made trainable above")
-    };
-    let prefixed = |prefix: &str, p: &Parameters| {
-        p.named().into_iter().map(|(name, t)| (format!("{prefix}.{name}"), t)).collect::<Vec<_>>()
-    };
-    let mut parameters = prefixed("transformer", dit);
-    parameters.extend(prefixed("text_encoder", umt5));
-    let mut optimiser = AdamW::new(parameters, Hyper { ema_decay: 0.999, ..Hyper::default() });
+    write_tokenizer(&options.out.join("tokenizer"))?;
+    let sources = Sources::new();
+    let count = options.worker_count();
+    // The first built is the one whose configuration is written; all share the parameters.
+    let channels = vae::load(&options.vae, options.device)?.config().z_dim;
+    let models = sources.models(options, channels)?;
+    let mut optimiser = AdamW::new(sources.named(), Hyper { ema_decay: 0.999, ..Hyper::default() });
     let state = options.out.join("dit-state.safetensors");
     if state.exists() {
         optimiser.resume(&state)?;
     }
-    let mut trainer = Trainer::new(options, models, vae, optimiser.steps());
-    let progress =
-        Progress::new("dit", options.steps, optimiser.steps(), optimiser.parameter_count());
-    let mut average = f64::NAN;
-    while optimiser.steps() < options.steps {
-        let step = optimiser.steps();
-        let batch = trainer.batch(step)?;
-        let loss = trainer.loss(&batch);
-        let rate = cosine_schedule(step, options.steps, 200, options.learning_rate, 0.05);
-        let norm = optimiser.step(&loss, rate);
-        let value = loss.double_value(&[]);
-        average = if average.is_nan() { value } else { 0.99 * average + 0.01 * value };
-        progress.step(step + 1, &[("loss", average), ("norm", norm)]);
-        if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
-            optimiser.save(&state)?;
-            optimiser.swap_averages();
-            folder::write(options, &trainer.models, dit, umt5)?;
-            sheet(options, step + 1)?;
-            optimiser.swap_averages();
-            progress
-                .note(&format!("step {}: loss {average:.4}, wrote model/ and a sheet", step + 1));
+    optimiser.set_threads(count);
+    let workers = (0..count)
+        .map(|worker| {
+            // Workers draw different clips.
+            let options =
+                DitOptions { seed: options.seed + 1000 * worker as u64, ..options.clone() };
+            sources.worker(&options, optimiser.steps(), count as u64)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // New threads take over this number: with several workers each computes alone, and idle helpers of libtorch
+    // would only spin in their way.
+    let threads = tch::get_num_threads();
+    let alone = if count > 1 { 1 } else { threads };
+    tch::set_num_threads(alone);
+    std::thread::scope(|scope| {
+        let crew = Crew::start(scope, workers);
+        let progress =
+            Progress::new("dit", options.steps, optimiser.steps(), optimiser.parameter_count());
+        let mut average = f64::NAN;
+        while optimiser.steps() < options.steps {
+            let step = optimiser.steps();
+            let loss = crew.step(step)?;
+            let rate = trapezoid_schedule(step, options.steps, 300, options.decay_steps)
+                * options.learning_rate;
+            let norm = optimiser.step(rate);
+            average = if average.is_nan() { loss } else { 0.99 * average + 0.01 * loss };
+            progress.step(step + 1, &[("loss", average), ("norm", norm)]);
+            if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
+                optimiser.save(&state)?;
+                optimiser.swap_averages();
+                folder::write(options, &models, sources.parts().map(|(_, parameters)| parameters))?;
+                optimiser.swap_averages();
+                tch::set_num_threads(threads);
+                sheet(options, step + 1)?;
+                tch::set_num_threads(alone);
+                progress.note(&format!(
+                    "step {}: loss {average:.4}, wrote model/ and a sheet",
+                    step + 1
+                ));
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
-fn write_tokenizer(path: &Path) -> Result<PromptTokenizer> {
+/// The parameters, from which any number of models that share them are built.
+struct Sources {
+    transformer: Source,
+    text_encoder: Source,
+}
+
+impl Sources {
+    fn new() -> Self {
+        Self {
+            transformer: Source::Trainable(Parameters::default()),
+            text_encoder: Source::Trainable(Parameters::default()),
+        }
+    }
+
+    /// Both parts with the prefixes of their names in a state.
+    fn parts(&self) -> [(&'static str, &Parameters); 2] {
+        [("transformer", &self.transformer), ("text_encoder", &self.text_encoder)].map(
+            |(prefix, source)| match source {
+                Source::Trainable(parameters) => (prefix, parameters),
+                Source::Frozen(_) => unreachable!("made trainable"),
+            },
+        )
+    }
+
+    /// All parameters that models were built from so far.
+    fn named(&self) -> Vec<(String, Tensor)> {
+        let named = |(prefix, parameters): (&str, &Parameters)| {
+            let named = parameters.named().into_iter();
+            named.map(|(name, t)| (format!("{prefix}.{name}"), t)).collect::<Vec<_>>()
+        };
+        self.parts().into_iter().flat_map(named).collect()
+    }
+
+    fn models(&self, options: &DitOptions, channels: i64) -> Result<Models> {
+        let tokenizer = PromptTokenizer::from_folder(&options.out.join("tokenizer"))?;
+        Models::new(&self.transformer, &self.text_encoder, tokenizer, channels, options.device)
+    }
+
+    /// One of `count` workers that begins at `step`.
+    fn worker(&self, options: &DitOptions, step: u64, count: u64) -> Result<Worker> {
+        let vae = vae::load(&options.vae, options.device)?;
+        Ok(Worker {
+            models: self.models(options, vae.config().z_dim)?,
+            sampler: Sampler::new(
+                SamplerOptions {
+                    seed: options.seed,
+                    image_steps: options.image_steps * count,
+                    batch_tokens: options.batch_tokens / count as i64,
+                    device: options.device,
+                },
+                vae,
+                step,
+            ),
+            share: 1.0 / count as f64,
+        })
+    }
+}
+
+fn write_tokenizer(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).with_context(|| path.display().to_string())?;
     let json = serde_json::to_string(&build_tokenizer_json())?;
     std::fs::write(path.join("tokenizer.json"), json)?;
@@ -277,88 +297,80 @@ fn write_tokenizer(path: &Path) -> Result<PromptTokenizer> {
         path.join("tokenizer_config.json"),
         serde_json::to_string_pretty(&tokenizer_config_json())? + "\n",
     )?;
-    Ok(PromptTokenizer::from_folder(path)?)
+    Ok(())
 }
 
-impl<'a> Trainer<'a> {
-    fn new(options: &'a DitOptions, models: Models, vae: AutoencoderKLWan, step: u64) -> Self {
-        let bucket = |width, height, frames, capacity| {
-            // Resumed runs go on to clips they have not seen.
-            let first = (options.seed << 36)
-                + step * 64
-                + (frames as u64) * 7_000_003
-                + (width as u64) * 1009;
-            Bucket::new(Shape { width, height, frames }, capacity, first)
-        };
-        let images = vec![
-            bucket(224, 128, 1, 20_000),
-            bucket(128, 128, 1, 10_000),
-            bucket(128, 224, 1, 8_000),
-        ];
-        let clips = vec![
-            bucket(224, 128, 17, 5_000),
-            bucket(128, 128, 17, 3_000),
-            bucket(128, 224, 17, 2_000),
-        ];
-        Self { options, models, vae, images, clips }
-    }
+/// One thread's share of every step: its own clips and graph, but the same parameters.
+struct Worker {
+    models: Models,
+    sampler: Sampler,
+    /// Part of the gradient that this worker's batch makes.
+    share: f64,
+}
 
-    fn batch(&mut self, step: u64) -> Result<Batch> {
-        let mut draws = Draws::new(self.options.seed, step);
-        let clip = step >= self.options.image_steps && draws.unit() < 0.8;
-        let at = match draws.unit() {
-            u if u < 0.6 => 0,
-            u if u < 0.8 => 1,
-            _ => 2,
-        };
-        let bucket = if clip { &mut self.clips[at] } else { &mut self.images[at] };
-        let Shape { width, height, frames } = bucket.shape;
-        let latent_frames = (frames - 1) / 4 + 1;
-        let tokens = (width / 32) * (height / 32) * latent_frames;
-        let size = (self.options.batch_tokens / tokens).max(2);
-        // Enough to begin with, then a steady renewal: each clip is met about ten times.
-        let fresh = if bucket.is_empty() {
-            (size as usize * 8).min(400)
-        } else {
-            (size as usize).div_ceil(10)
-        };
-        bucket.refresh(&self.vae, fresh, self.options.device);
-        let (mut latents, mut captions, mut levels) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..size {
-            let entry = bucket.pick(draws.next());
-            latents.push(entry.latents.shallow_clone());
-            captions.push(caption(&entry.attributes, draws.next()));
-            levels.extend(draws.levels(latent_frames as usize));
-        }
-        let causal = clip && draws.unit() < 0.3;
-        let pattern = if causal {
-            AttentionPattern::BlockCausal {
-                first_block: 1,
-                block_latent_frames: BLOCK_LATENT_FRAMES,
-            }
-        } else {
-            AttentionPattern::Full
-        };
-        let levels =
-            Tensor::from_slice(&levels).view([size, latent_frames]).to_device(self.options.device);
-        Ok(Batch {
-            latents: Tensor::stack(&latents, 0),
-            levels,
-            embeds: self.models.embed(&captions)?,
-            pattern,
-        })
+impl Worker {
+    /// Draws the batch of that number and adds its gradients to the parameters'; returns its loss.
+    fn work(&mut self, number: u64) -> Result<f64> {
+        let batch = self.sampler.batch(number);
+        let loss = self.loss(&batch)?;
+        (&loss * self.share).backward();
+        Ok(loss.double_value(&[]))
     }
 
     /// Mean squared error of the flow over the frames that are not known.
-    fn loss(&self, batch: &Batch) -> Tensor {
+    fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let noise = batch.latents.randn_like();
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
         let noisy = &batch.latents + (&noise - &batch.latents) * &level;
-        let flow = self.models.flow(&noisy, &batch.levels, &batch.embeds, batch.pattern);
+        let embeds = self.models.embed(&batch.captions)?;
+        let flow = self.models.flow(&noisy, &batch.levels, &embeds, batch.pattern);
         let free = batch.levels.gt(0.0).to_kind(Kind::Float).view([s[0], 1, s[2], 1, 1]);
         let error = (flow - (noise - &batch.latents)).square() * &free;
-        error.sum(Kind::Float) / (free.sum(Kind::Float) * (s[1] * s[3] * s[4]) as f64)
+        Ok(error.sum(Kind::Float) / (free.sum(Kind::Float) * (s[1] * s[3] * s[4]) as f64))
+    }
+}
+
+/// Workers on threads of their own. Models this small leave most of a core idle when their operations are split
+/// over several; batches in parallel do not.
+struct Crew {
+    orders: Vec<Sender<u64>>,
+    losses: Receiver<Result<f64>>,
+}
+
+impl Crew {
+    fn start<'scope>(scope: &'scope Scope<'scope, '_>, workers: Vec<Worker>) -> Self {
+        let (report, losses) = channel();
+        let orders = workers
+            .into_iter()
+            .map(|mut worker| {
+                let (order, orders) = channel();
+                let report = report.clone();
+                scope.spawn(move || {
+                    torch::flush_denormals();
+                    while let Ok(number) = orders.recv() {
+                        if report.send(worker.work(number)).is_err() {
+                            return;
+                        }
+                    }
+                });
+                order
+            })
+            .collect();
+        Self { orders, losses }
+    }
+
+    /// Lets every worker add the gradients of one batch; returns the mean loss.
+    fn step(&self, step: u64) -> Result<f64> {
+        let count = self.orders.len() as u64;
+        for (worker, order) in (0..).zip(&self.orders) {
+            order.send(step * count + worker).context("a training thread has ended")?;
+        }
+        let mut sum = 0.0;
+        for _ in &self.orders {
+            sum += self.losses.recv().context("a training thread has ended")??;
+        }
+        Ok(sum / count as f64)
     }
 }
 

@@ -7,15 +7,15 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use super::dit::{BLOCK_LATENT_FRAMES, DitOptions, MAX_SEQUENCE_LENGTH, Models};
+use super::batch::BLOCK_LATENT_FRAMES;
+use super::dit::{DitOptions, MAX_SEQUENCE_LENGTH, Models};
 use crate::weights::{Parameters, safetensors};
 
 /// Writes `model/` below the output folder: configurations, weights in f16, tokenizer, autoencoder.
 pub(super) fn write(
     options: &DitOptions,
     models: &Models,
-    dit: &Parameters,
-    umt5: &Parameters,
+    [dit, umt5]: [&Parameters; 2],
 ) -> Result<()> {
     let folder = options.out.join("model");
     let part = |name: &str| -> Result<_> {

@@ -3,6 +3,7 @@
 //! inference uses.
 
 pub mod bank;
+mod batch;
 pub mod captions;
 pub mod dit;
 pub mod eval;

@@ -37,10 +37,67 @@ struct Moments {
     ema: Tensor,
 }
 
+/// The figures of one step.
+#[derive(Debug, Clone, Copy)]
+struct Update {
+    betas: (f64, f64),
+    eps: f64,
+    /// Factor of the weights of matrices.
+    keep: f64,
+    /// Square root of the bias correction of the second moment.
+    square_scale: f64,
+    /// Learning rate with the bias correction of the first moment.
+    rate: f64,
+    ema_decay: f64,
+}
+
+impl Update {
+    fn new(hyper: &Hyper, step: u64, learning_rate: f64) -> Self {
+        let step = step as f64;
+        let (b1, b2) = hyper.betas;
+        Self {
+            betas: hyper.betas,
+            eps: hyper.eps,
+            keep: 1.0 - learning_rate * hyper.weight_decay,
+            square_scale: (1.0 - b2.powf(step)).sqrt(),
+            rate: learning_rate / (1.0 - b1.powf(step)),
+            // The average follows quickly at first, so that early weights do not linger in it.
+            ema_decay: hyper.ema_decay.min((1.0 + step) / (10.0 + step)),
+        }
+    }
+
+    /// Moves one parameter by its gradient times `clip`, unless that is not a number, and clears the gradient.
+    fn apply(&self, e: &mut Moments, grad: &mut Tensor, clip: f64) {
+        let _no_grad = tch::no_grad_guard();
+        if clip.is_nan() {
+            let _ = grad.zero_();
+            return;
+        }
+        if clip < 1.0 {
+            let _ = grad.g_mul_scalar_(clip);
+        }
+        let _ = e.mean.lerp_(grad, 1.0 - self.betas.0);
+        let _ = e.square.lerp_(&grad.square(), 1.0 - self.betas.1);
+        let mut change = e.square.sqrt();
+        let _ = change.g_div_scalar_(self.square_scale);
+        let _ = change.g_add_scalar_(self.eps);
+        let _ = change.reciprocal_();
+        let _ = change.g_mul_(&e.mean);
+        if e.parameter.dim() > 1 && self.keep < 1.0 {
+            let _ = e.parameter.g_mul_scalar_(self.keep);
+        }
+        let _ = change.g_mul_scalar_(-self.rate);
+        let _ = e.parameter.g_add_(&change);
+        let _ = e.ema.lerp_(&e.parameter, 1.0 - self.ema_decay);
+        let _ = grad.zero_();
+    }
+}
+
 /// The optimiser: parameters, their moments and their running average.
 pub struct AdamW {
     hyper: Hyper,
     step: u64,
+    threads: usize,
     entries: BTreeMap<String, Moments>,
 }
 
@@ -60,7 +117,7 @@ impl AdamW {
                 (name, moments)
             })
             .collect();
-        Self { hyper, step: 0, entries }
+        Self { hyper, step: 0, threads: 1, entries }
     }
 
     /// Steps made so far.
@@ -73,52 +130,54 @@ impl AdamW {
         self.entries.values().map(|e| e.parameter.numel()).sum()
     }
 
-    /// Makes one step with the gradients of `loss` and clears them; returns their global norm before clipping.
-    pub fn step(&mut self, loss: &Tensor, learning_rate: f64) -> f64 {
-        loss.backward();
-        let _no_grad = tch::no_grad_guard();
-        self.step += 1;
-        let gradients: BTreeMap<&String, Tensor> = self
-            .entries
-            .iter()
-            .map(|(name, e)| (name, e.parameter.grad()))
-            .filter(|(_, grad)| grad.defined())
-            .collect();
-        let squares: Vec<Tensor> =
-            gradients.values().map(|g| g.square().sum(Kind::Float)).collect();
-        let norm = Tensor::stack(&squares, 0).sum(Kind::Float).sqrt().double_value(&[]);
-        let clip = (self.hyper.clip_norm / (norm + 1e-6)).min(1.0);
-        let gradients: Vec<(String, Tensor)> =
-            gradients.into_iter().map(|(name, grad)| (name.clone(), grad)).collect();
-        if norm.is_finite() {
-            for (name, grad) in &gradients {
-                self.update(name, &(grad * clip), learning_rate);
-            }
-        }
-        for (_, mut grad) in gradients {
-            let _ = grad.zero_();
-        }
-        norm
+    /// Threads that share the work of a step.
+    pub fn set_threads(&mut self, threads: usize) {
+        self.threads = threads.max(1);
     }
 
-    fn update(&mut self, name: &str, grad: &Tensor, learning_rate: f64) {
-        let (b1, b2) = self.hyper.betas;
-        let step = self.step as f64;
-        // The average follows quickly at first, so that early weights do not linger in it.
-        let ema_decay = self.hyper.ema_decay.min((1.0 + step) / (10.0 + step));
-        let Some(e) = self.entries.get_mut(name) else { return };
-        let _ = e.mean.lerp_(grad, 1.0 - b1);
-        let _ = e.square.lerp_(&grad.square(), 1.0 - b2);
-        let mut denominator = e.square.sqrt();
-        let _ = denominator.g_div_scalar_((1.0 - b2.powf(step)).sqrt());
-        let _ = denominator.g_add_scalar_(self.hyper.eps);
-        if e.parameter.dim() > 1 && self.hyper.weight_decay > 0.0 {
-            let _ = e.parameter.g_mul_scalar_(1.0 - learning_rate * self.hyper.weight_decay);
-        }
-        let mut change = &e.mean / denominator;
-        let _ = change.g_mul_scalar_(-learning_rate / (1.0 - b1.powf(step)));
-        let _ = e.parameter.g_add_(&change);
-        let _ = e.ema.lerp_(&e.parameter, 1.0 - ema_decay);
+    /// Makes one step with the gradients that backward passes have left and clears them; returns their global norm
+    /// before clipping. A step whose gradients are not finite changes nothing but the count.
+    pub fn step(&mut self, learning_rate: f64) -> f64 {
+        self.step += 1;
+        let update = Update::new(&self.hyper, self.step, learning_rate);
+        let mut entries: Vec<(&mut Moments, Tensor)> = self
+            .entries
+            .values_mut()
+            .map(|e| {
+                let grad = e.parameter.grad();
+                (e, grad)
+            })
+            .filter(|(_, grad)| grad.defined())
+            .collect();
+        let norm = {
+            let _no_grad = tch::no_grad_guard();
+            let squares: Vec<Tensor> = entries
+                .iter()
+                .map(|(_, grad)| {
+                    let flat = grad.reshape([-1]);
+                    flat.dot(&flat)
+                })
+                .collect();
+            if squares.is_empty() {
+                return 0.0;
+            }
+            Tensor::stack(&squares, 0).sum(Kind::Float).sqrt().double_value(&[])
+        };
+        let clip = if norm.is_finite() {
+            (self.hyper.clip_norm / (norm + 1e-6)).min(1.0)
+        } else {
+            f64::NAN
+        };
+        // Entries come by name, so that equally many are about equally much work.
+        let share = entries.len().div_ceil(self.threads);
+        std::thread::scope(|scope| {
+            for entries in entries.chunks_mut(share) {
+                scope.spawn(move || {
+                    entries.iter_mut().for_each(|(e, grad)| update.apply(e, grad, clip))
+                });
+            }
+        });
+        norm
     }
 
     /// The running averages by name.
@@ -200,6 +259,14 @@ pub fn cosine_schedule(step: u64, total: u64, warmup: u64, peak: f64, floor: f64
     peak * (floor + (1.0 - floor) * cosine)
 }
 
+/// The factor of the learning rate at a step: up over `warmup` steps, then 1, then down to 0 in a straight line over the last
+/// `decay` steps (Hagele et al., arXiv 2405.18392), so that a run can be ended, or gone on with, at any point.
+pub fn trapezoid_schedule(step: u64, total: u64, warmup: u64, decay: u64) -> f64 {
+    let up = (step + 1) as f64 / warmup.max(1) as f64;
+    let down = total.saturating_sub(step) as f64 / decay.max(1) as f64;
+    up.min(down).min(1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,7 +285,8 @@ mod tests {
             }
             while optimiser.steps() < stop {
                 let loss = (&x - 2.0).square().sum(Kind::Float);
-                optimiser.step(&loss, 0.05);
+                loss.backward();
+                optimiser.step(0.05);
             }
             optimiser.save(&path).unwrap();
             x

@@ -90,7 +90,8 @@ pub fn train(options: &VaeOptions) -> Result<()> {
         let video = batch(step, options);
         let (loss, error) = loss(&vae, &video, options.kl_weight);
         let rate = cosine_schedule(step, options.steps, 100, options.learning_rate, 0.02);
-        let norm = optimiser.step(&loss, rate);
+        loss.backward();
+        let norm = optimiser.step(rate);
         progress.step(step + 1, &[("L1", error), ("loss", loss.double_value(&[])), ("norm", norm)]);
         if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
             optimiser.save(&state)?;

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MPL-2.0
+//! What one training step of the transformer is made with: clips out of the world, captions, noise levels and the
+//! attention pattern, all drawn from seed and step.
+
+use tch::{Device, Tensor};
+
+use super::bank::{Bucket, Shape};
+use super::captions::{canonical, caption};
+use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
+use crate::models::transformer_wan::AttentionPattern;
+
+/// Latent frames of one block under block-causal attention.
+pub const BLOCK_LATENT_FRAMES: i64 = 1;
+/// Latent frames that the transformer is trained on at once.
+const WINDOW_LATENT_FRAMES: i64 = 5;
+/// Pixel frames of the clips that windows are cut from: with what comes after the first second.
+const CLIP_FRAMES: i64 = 33;
+/// How often a clip is met before another takes its place.
+const MEETINGS: f64 = 12.0;
+/// Share of steps on clips, once they have come in.
+const CLIP_SHARE: f64 = 0.7;
+
+/// A stream of random numbers that is a pure function of seed and step.
+pub(super) struct Draws(u64);
+
+impl Draws {
+    pub(super) fn new(seed: u64, step: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ step.wrapping_mul(0xd134_2543_de82_ef95))
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014).
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A noise level: logit-normal (Esser et al., arXiv 2403.03206), shifted towards noise.
+    fn level(&mut self) -> f32 {
+        const SHIFT: f64 = 2.0;
+        let radius = (-2.0 * self.unit().max(1e-12).ln()).sqrt();
+        let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
+        let s = 1.0 / (1.0 + (-1.1 * normal).exp());
+        (SHIFT * s / (1.0 + (SHIFT - 1.0) * s)) as f32
+    }
+
+    /// Levels of the latent frames of one window; level 0 means known. A window that continues a clip always has
+    /// a known head, or levels of its own for each frame: nothing else is asked of it in use.
+    pub(super) fn levels(&mut self, frames: usize, continues: bool) -> Vec<f32> {
+        let common = self.level();
+        let choice = self.unit();
+        match if continues { 0.25 + 0.75 * choice } else { choice } {
+            _ if frames == 1 => vec![common],
+            u if u < 0.45 && !continues => vec![common; frames],
+            u if u < 0.6 => (0..frames).map(|_| self.level()).collect(),
+            // A known head, as every later window of an endless video has it; now and then a known tail as well.
+            u => {
+                let known = 1 + (self.next() % (frames as u64 / 2)) as usize;
+                let tail = usize::from(u > 0.92);
+                (0..frames)
+                    .map(|t| if t < known || t >= frames - tail { 0.0 } else { common })
+                    .collect()
+            }
+        }
+    }
+}
+
+/// Clips of one shape with their captions.
+pub(super) struct Batch {
+    /// Normalised and clean, `[B, z, T, h, w]`.
+    pub latents: Tensor,
+    /// `[B, T]` in [0, 1]; 0 where a frame is known.
+    pub levels: Tensor,
+    pub captions: Vec<String>,
+    pub pattern: AttentionPattern,
+}
+
+/// How a [`Sampler`] draws.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SamplerOptions {
+    pub seed: u64,
+    /// Steps on single images before clips come in.
+    pub image_steps: u64,
+    /// Tokens of video in a batch.
+    pub batch_tokens: i64,
+    pub device: Device,
+}
+
+/// Draws batches out of rings of encoded clips.
+pub(super) struct Sampler {
+    options: SamplerOptions,
+    vae: AutoencoderKLWan,
+    images: Vec<Bucket>,
+    clips: Vec<Bucket>,
+}
+
+impl Sampler {
+    /// `first` is the step that it begins at: resumed runs go on to clips they have not seen.
+    pub fn new(options: SamplerOptions, vae: AutoencoderKLWan, first: u64) -> Self {
+        let bucket = |width, height, frames, capacity| {
+            let first = (options.seed << 40)
+                + first * 64
+                + (frames as u64) * 7_000_003
+                + (width as u64) * 1009;
+            Bucket::new(Shape { width, height, frames }, capacity, first)
+        };
+        let images = vec![
+            bucket(224, 128, 1, 12_000),
+            bucket(128, 128, 1, 6_000),
+            bucket(128, 224, 1, 5_000),
+        ];
+        let clips = vec![
+            bucket(224, 128, CLIP_FRAMES, 3_000),
+            bucket(128, 128, CLIP_FRAMES, 1_500),
+            bucket(128, 224, CLIP_FRAMES, 1_000),
+        ];
+        Self { options, vae, images, clips }
+    }
+
+    /// The batch of a step.
+    pub fn batch(&mut self, step: u64) -> Batch {
+        let mut draws = Draws::new(self.options.seed, step);
+        let early = step < self.options.image_steps;
+        let clip = !early && draws.unit() < CLIP_SHARE;
+        let at = match draws.unit() {
+            u if u < 0.6 => 0,
+            u if u < 0.8 => 1,
+            _ => 2,
+        };
+        let bucket = if clip { &mut self.clips[at] } else { &mut self.images[at] };
+        let Shape { width, height, .. } = bucket.shape;
+        let frames = if clip { WINDOW_LATENT_FRAMES } else { 1 };
+        let size = (self.options.batch_tokens / ((width / 32) * (height / 32) * frames)).max(2);
+        let fresh = size as f64 / MEETINGS;
+        let fresh = if bucket.is_empty() {
+            (size as usize * 8).min(400)
+        } else {
+            fresh as usize + usize::from(draws.unit() < fresh.fract())
+        };
+        bucket.refresh(&self.vae, fresh, self.options.device);
+        let (mut latents, mut captions, mut levels) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..size {
+            let entry = bucket.pick(draws.next());
+            let last = (entry.latents.size()[1] - frames) as u64;
+            // Half of the windows begin where their clip does.
+            let start = if last == 0 || draws.unit() < 0.5 { 0 } else { 1 + draws.next() % last };
+            latents.push(entry.latents.narrow(1, start as i64, frames));
+            // The plainest words first.
+            captions.push(if early && draws.unit() < 0.4 {
+                canonical(&entry.attributes)
+            } else {
+                caption(&entry.attributes, draws.next())
+            });
+            levels.extend(draws.levels(frames as usize, start > 0));
+        }
+        Batch {
+            latents: Tensor::stack(&latents, 0),
+            levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.options.device),
+            captions,
+            pattern: if clip && draws.unit() < 0.25 {
+                AttentionPattern::BlockCausal {
+                    first_block: BLOCK_LATENT_FRAMES,
+                    block_latent_frames: BLOCK_LATENT_FRAMES,
+                }
+            } else {
+                AttentionPattern::Full
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_that_continues_is_never_free_at_one_level() {
+        let mut draws = Draws::new(1, 1);
+        let mut known = 0;
+        for _ in 0..300 {
+            let levels = draws.levels(5, true);
+            assert!(levels[0] == 0.0 || levels.iter().any(|level| *level != levels[0]));
+            assert!(levels.iter().any(|level| *level > 0.0));
+            known += usize::from(levels[0] == 0.0);
+        }
+        assert!((100..250).contains(&known), "{known}");
+        assert_eq!(draws.levels(1, false).len(), 1);
+    }
+}
