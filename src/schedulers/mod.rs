@@ -187,9 +187,14 @@ impl Schedule {
         clean * f64::from(1.0 - sigma) + noise * f64::from(sigma)
     }
 
-    /// The clean sample that `flow_pred` points to from `sample` at the start of step `index`.
-    pub fn predict_clean(&self, flow_pred: &Tensor, sample: &Tensor, index: usize) -> Tensor {
-        sample - flow_pred.to_kind(sample.kind()) * f64::from(self.sigmas[index])
+    /// The clean sample that `model_output` (a flow, or that sample itself) points to from `sample` at the start of
+    /// step `index`.
+    pub fn predict_clean(&self, model_output: &Tensor, sample: &Tensor, index: usize) -> Tensor {
+        let model_output = model_output.to_kind(sample.kind());
+        match &self.method {
+            Method::UniPc(config) if config.predicts_sample() => model_output,
+            _ => sample - model_output * f64::from(self.sigmas[index]),
+        }
     }
 }
 
@@ -207,19 +212,19 @@ impl Solver {
         self.index
     }
 
-    /// Takes one step from `sample` along `flow_pred` and returns the sample at the next noise level.
+    /// Takes one step from `sample` by `model_output` and returns the sample at the next noise level.
     ///
-    /// Any shape will do; `flow_pred` is taken to the kind of `sample`, which the result keeps.
+    /// Any shape will do; `model_output` (the flow, or the clean sample where the folder's `prediction_type` says so) is taken to the kind of `sample`, which the result keeps.
     ///
     /// # Panics
     /// When the walk is already over.
-    pub fn step(&mut self, flow_pred: &Tensor, sample: &Tensor) -> Tensor {
+    pub fn step(&mut self, model_output: &Tensor, sample: &Tensor) -> Tensor {
         let (schedule, index) = (&self.schedule, self.index);
         assert!(index < schedule.len(), "step {index} of a schedule of {} steps", schedule.len());
         let next = match &schedule.method {
-            Method::Euler => flow_match_euler::step(&schedule.sigmas, index, flow_pred, sample),
+            Method::Euler => flow_match_euler::step(&schedule.sigmas, index, model_output, sample),
             Method::UniPc(config) => {
-                let clean = schedule.predict_clean(flow_pred, sample, index);
+                let clean = schedule.predict_clean(model_output, sample, index);
                 self.history.step(config, &schedule.sigmas, index, clean, sample)
             }
         };

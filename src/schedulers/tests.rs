@@ -39,6 +39,26 @@ fn walk(schedule: &Schedule) -> Vec<f64> {
 }
 
 #[test]
+fn a_model_of_the_sample_walks_as_one_of_the_flow() {
+    let schedule = |kind: &str| {
+        unipc(json!({"prediction_type": kind})).unwrap().set_timesteps(5, None).unwrap()
+    };
+    let (by_flow, by_sample) = (schedule("flow_prediction"), schedule("sample"));
+    let walk = |schedule: &Schedule, is_flow: bool| {
+        let mut sample = Tensor::from_slice(&[1.0f32, -0.5]);
+        let mut solver = schedule.start(0);
+        for index in 0..schedule.len() {
+            let clean = sample.tanh();
+            let flow = (&sample - &clean) / f64::from(schedule.sigma(index));
+            sample = solver.step(if is_flow { &flow } else { &clean }, &sample);
+        }
+        sample
+    };
+    let difference = (walk(&by_flow, true) - walk(&by_sample, false)).abs().max();
+    assert!(difference.double_value(&[]) < 1e-6);
+}
+
+#[test]
 fn unsupported_settings_are_refused_by_name() {
     let cases = [
         (unipc(json!({"prediction_type": "epsilon"})), "prediction_type"),

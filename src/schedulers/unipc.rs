@@ -19,6 +19,9 @@ use crate::error::{Error, Result};
 /// How far below 1 the first noise level is kept, so that `ln(1 - sigma)` stays finite.
 const FIRST_SIGMA_MARGIN: f64 = 1e-6;
 
+/// The `prediction_type` of models whose output is the clean sample itself.
+const SAMPLE: &str = "sample";
+
 /// Which B(h) the solver uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -118,11 +121,11 @@ impl UniPcConfig {
                 "at least 1 (published folders: 2)",
             ));
         }
-        if self.prediction_type != "flow_prediction" {
+        if !["flow_prediction", SAMPLE].contains(&self.prediction_type.as_str()) {
             return Err(Error::setting(
                 field("prediction_type"),
                 &self.prediction_type,
-                "flow_prediction",
+                "flow_prediction or sample",
             ));
         }
         if !self.use_flow_sigmas {
@@ -133,11 +136,7 @@ impl UniPcConfig {
             ));
         }
         if !self.predict_x0 {
-            return Err(Error::setting(
-                field("predict_x0"),
-                false,
-                "true, as flow_prediction needs",
-            ));
+            return Err(Error::setting(field("predict_x0"), false, "true, as flow models need"));
         }
         if let Some(solver) = &self.solver_p {
             return Err(Error::setting(
@@ -150,6 +149,11 @@ impl UniPcConfig {
         must_be_off(self.use_karras_sigmas, field("use_karras_sigmas"))?;
         must_be_off(self.use_exponential_sigmas, field("use_exponential_sigmas"))?;
         must_be_off(self.use_beta_sigmas, field("use_beta_sigmas"))
+    }
+
+    /// Whether the model's output is the clean sample, not the flow.
+    pub(super) fn predicts_sample(&self) -> bool {
+        self.prediction_type == SAMPLE
     }
 
     /// The noise levels of `num_inference_steps` steps.

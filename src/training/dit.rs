@@ -28,6 +28,9 @@ use crate::weights::{Parameters, Source};
 
 /// Longest prompt in tokens.
 pub const MAX_SEQUENCE_LENGTH: i64 = 64;
+/// Below this noise level the loss counts errors as if at it.
+const LEAST_LEVEL: f64 = 0.2;
+
 /// Options of `dit-train dit`.
 #[derive(Debug, Clone)]
 pub struct DitOptions {
@@ -137,8 +140,8 @@ impl Models {
         Ok(embeds.constant_pad_nd([0, 0, 0, MAX_SEQUENCE_LENGTH - length as i64]))
     }
 
-    /// The flow for noisy latents `[B, C, T, h, w]` at levels `[B, T]`.
-    fn flow(
+    /// The clean latents that the model sees in noisy ones `[B, C, T, h, w]` at levels `[B, T]`.
+    fn denoise(
         &self,
         latents: &Tensor,
         levels: &Tensor,
@@ -317,16 +320,19 @@ impl Worker {
         Ok(loss.double_value(&[]))
     }
 
-    /// Mean squared error of the flow over the frames that are not known.
+    /// Mean squared error of the flow that the model's clean latents amount to, over the frames that are not known.
+    ///
+    /// The model predicts the clean latents: they have far fewer dimensions than noise, which a narrow model could
+    /// not even copy; the error is weighted as that of the flow (Li and He, arXiv 2511.13720).
     fn loss(&self, batch: &Batch) -> Result<Tensor> {
         let noise = batch.latents.randn_like();
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
-        let noisy = &batch.latents + (&noise - &batch.latents) * &level;
+        let noisy = &batch.latents + (noise - &batch.latents) * &level;
         let embeds = self.models.embed(&batch.captions)?;
-        let flow = self.models.flow(&noisy, &batch.levels, &embeds, batch.pattern);
-        let free = batch.levels.gt(0.0).to_kind(Kind::Float).view([s[0], 1, s[2], 1, 1]);
-        let error = (flow - (noise - &batch.latents)).square() * &free;
+        let clean = self.models.denoise(&noisy, &batch.levels, &embeds, batch.pattern);
+        let free = level.gt(0.0).to_kind(Kind::Float);
+        let error = ((clean - &batch.latents) / level.clamp_min(LEAST_LEVEL)).square() * &free;
         Ok(error.sum(Kind::Float) / (free.sum(Kind::Float) * (s[1] * s[3] * s[4]) as f64))
     }
 }

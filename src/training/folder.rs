@@ -72,7 +72,7 @@ fn scheduler() -> Value {
     json!({
         "_class_name": "UniPCMultistepScheduler",
         "num_train_timesteps": 1000,
-        "prediction_type": "flow_prediction",
+        "prediction_type": "sample",
         "use_flow_sigmas": true,
         "flow_shift": 2.0,
         "solver_order": 2,
