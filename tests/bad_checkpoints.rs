@@ -135,6 +135,36 @@ fn components_that_do_not_fit_each_other() {
 }
 
 #[test]
+fn a_second_expert_is_named_by_its_own_file() {
+    let folder = Folder::new();
+    fs::create_dir(folder.path("transformer_2")).unwrap();
+    copy(&folder.path("transformer"), &folder.path("transformer_2"));
+    folder.edit_json("model_index.json", |index| {
+        index["transformer_2"] = index["transformer"].clone();
+    });
+    let config = "transformer_2/config.json";
+    folder.edit_json(config, |config| config["num_layers"] = json!(0));
+    folder.fails_with(&[config, "num_layers", "0"]);
+    folder.edit_json(config, |config| {
+        config["num_layers"] = json!(2);
+        config["patch_size"] = json!([1, 1, 1]);
+    });
+    folder.fails_with(&[config, "patch_size", "[1, 1, 1]", "[1, 2, 2]"]);
+    fs::remove_file(folder.path(config)).unwrap();
+    folder.fails_with(&[config]);
+}
+
+#[test]
+fn an_autoencoder_of_impossible_size() {
+    let folder = Folder::new();
+    let config = "vae/config.json";
+    folder.edit_json(config, |config| config["base_dim"] = json!(i64::MAX));
+    folder.fails_with(&[config, "base_dim", "2^16"]);
+    folder.edit_json(config, |config| config["dim_mult"] = json!(vec![1; 70]));
+    folder.fails_with(&[config, "dim_mult", "eight"]);
+}
+
+#[test]
 fn missing_weights() {
     let folder = Folder::new();
     fs::remove_file(folder.path(WEIGHTS)).unwrap();

@@ -6,7 +6,7 @@ mod common;
 use std::cell::Cell;
 use std::path::Path;
 
-use common::{deviation, fixture};
+use common::{deviation, fixture, linked};
 use gstdit::error::Error;
 use gstdit::models::transformer_wan::{
     AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
@@ -31,15 +31,8 @@ fn load(folder: &Path) -> Pipeline {
 
 /// The components of a fixture under a `model_index.json` with native values of its own.
 fn with_native(name: &str, native: Value) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for part in ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"] {
-        std::os::unix::fs::symlink(fixture(name).join(part), folder.path().join(part)).unwrap();
-    }
-    let text = std::fs::read_to_string(fixture(name).join("model_index.json")).unwrap();
-    let mut index: Value = serde_json::from_str(&text).unwrap();
-    index["_dit"] = native;
-    std::fs::write(folder.path().join("model_index.json"), index.to_string()).unwrap();
-    folder
+    let parts = ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"];
+    linked(name, &parts, |index| index["_dit"] = native)
 }
 
 fn assert_close(whole: &Tensor, pieces: &[Tensor], what: &str) {

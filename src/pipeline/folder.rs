@@ -126,65 +126,30 @@ impl FolderInfo {
     /// # Errors
     /// [`Error::Checkpoint`] or [`Error::Setting`] naming the file and what is wrong in it.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("model_index.json");
-        if !folder.is_dir() {
-            return Err(Error::checkpoint(
-                folder,
-                "no such folder; model-path must name a folder in diffusers' format",
-            ));
-        }
-        if !path.is_file() {
-            return Err(Error::checkpoint(
-                folder,
-                "no model_index.json in it; model-path must name a folder in diffusers' format",
-            ));
-        }
-        let index: serde_json::Value = read_json(&path)?;
-        let class =
-            |name: &str| index.get(name).and_then(|entry| entry.get(1)).and_then(|c| c.as_str());
-        let vace = class("transformer") == Some("WanVACETransformer3DModel");
-        for (component, expected) in [
-            ("transformer", "WanTransformer3DModel"),
-            ("vae", "AutoencoderKLWan"),
-            ("text_encoder", "UMT5EncoderModel"),
-        ] {
-            if class(component) != Some(expected) && !(component == "transformer" && vace) {
-                let found = class(component).unwrap_or("nothing");
-                return Err(Error::setting(
-                    format!("{}: {component}", path.display()),
-                    found,
-                    expected,
-                ));
-            }
-        }
-        let transformer: WanTransformer3DModelConfig = config(folder, "transformer")?;
-        transformer.validate()?;
-        if vace != transformer.vace_layers.is_some() {
-            let expected = if vace { "a list, for a VACE model" } else { "nothing" };
-            let found = format!("{:?}", transformer.vace_layers);
-            return Err(Error::setting("transformer/config.json: vace_layers", found, expected));
-        }
-        let transformer_2 = class("transformer_2")
-            .map(|_| config::<WanTransformer3DModelConfig>(folder, "transformer_2"))
-            .transpose()?;
+        let index = Index::read(folder)?;
+        index.check_classes()?;
+        let transformer = index.transformer("transformer")?;
+        let transformer_2 =
+            index.class("transformer_2").map(|_| index.transformer("transformer_2")).transpose()?;
         let vae: AutoencoderKLWanConfig = config(folder, "vae")?;
         vae.validate()?;
         let text_encoder: Umt5Config = config(folder, "text_encoder")?;
         text_encoder.validate()?;
-        let image_encoder = class("image_encoder")
+        let image_encoder = index
+            .class("image_encoder")
             .filter(|class| class.starts_with("CLIPVisionModel"))
             .map(|_| config::<ClipVisionConfig>(folder, "image_encoder"))
             .transpose()?;
         if let Some(config) = &image_encoder {
             config.validate()?;
         }
-        let expand_timesteps = flag(&index, "expand_timesteps");
-        let native = native(&path, &index, expand_timesteps || vae.z_dim == 48)?;
-        native.validate(&path, vae.temporal_factor())?;
+        let expand_timesteps = index.flag("expand_timesteps");
+        let native = index.native(expand_timesteps || vae.z_dim == 48)?;
+        native.validate(&index.path, vae.temporal_factor())?;
         let info = Self {
-            class_name: index["_class_name"].as_str().unwrap_or_default().to_owned(),
+            class_name: index.json["_class_name"].as_str().unwrap_or_default().to_owned(),
             scheduler: SchedulerConfig::from_folder(&folder.join("scheduler"))?,
-            boundary_ratio: index.get("boundary_ratio").and_then(serde_json::Value::as_f64),
+            boundary_ratio: index.json.get("boundary_ratio").and_then(serde_json::Value::as_f64),
             folder: folder.to_owned(),
             expand_timesteps,
             native,
@@ -194,48 +159,50 @@ impl FolderInfo {
             text_encoder,
             image_encoder,
         };
-        info.check_agreement()?;
+        info.check_agreement("transformer", &info.transformer)?;
+        if let Some(transformer_2) = &info.transformer_2 {
+            info.check_agreement("transformer_2", transformer_2)?;
+        }
         Ok(info)
     }
 
-    /// Components that must fit each other.
-    fn check_agreement(&self) -> Result<()> {
-        let wrong = |key: &str, found: i64, expected: String| {
-            Err(Error::setting(format!("{}: {key}", self.folder.display()), found, expected))
+    /// Whether a transformer fits the other components.
+    fn check_agreement(
+        &self,
+        component: &str,
+        transformer: &WanTransformer3DModelConfig,
+    ) -> Result<()> {
+        let wrong = |key: &str, found: String, expected: String| {
+            let file = self.folder.join(component).join("config.json");
+            Err(Error::setting(format!("{}: {key}", file.display()), found, expected))
         };
-        for transformer in std::iter::once(&self.transformer).chain(&self.transformer_2) {
-            transformer.validate()?;
-            if transformer.text_dim != self.text_encoder.d_model {
-                let expected = format!("text_encoder's d_model, {}", self.text_encoder.d_model);
-                return wrong("transformer text_dim", transformer.text_dim, expected);
-            }
-            if transformer.output_channels() != self.vae.z_dim {
-                let expected = format!("the vae's z_dim, {}", self.vae.z_dim);
-                return wrong("transformer out_channels", transformer.output_channels(), expected);
-            }
-            let extra = transformer.in_channels - self.vae.z_dim;
-            if extra != 0 && extra != self.vae.z_dim + self.vae.temporal_factor() {
-                let z = self.vae.z_dim;
-                let expected =
-                    format!("{z}, or {} with a condition", 2 * z + self.vae.temporal_factor());
-                return wrong("transformer in_channels", transformer.in_channels, expected);
-            }
-            let control = 2 * self.vae.z_dim + self.vae.spatial_factor().pow(2);
-            if transformer.vace_layers.is_some() && transformer.vace_in_channels != control {
-                let expected = format!("{control}, two latents and a mask of the vae's");
-                return wrong(
-                    "transformer vace_in_channels",
-                    transformer.vace_in_channels,
-                    expected,
-                );
-            }
-            if self.transformer.patch_size != transformer.patch_size {
-                return wrong(
-                    "transformer_2 patch_size",
-                    transformer.patch_size[0],
-                    "that of transformer".into(),
-                );
-            }
+        if transformer.text_dim != self.text_encoder.d_model {
+            let expected = format!("text_encoder's d_model, {}", self.text_encoder.d_model);
+            return wrong("text_dim", transformer.text_dim.to_string(), expected);
+        }
+        let z = self.vae.z_dim;
+        if transformer.output_channels() != z {
+            let expected = format!("the vae's z_dim, {z}");
+            return wrong("out_channels", transformer.output_channels().to_string(), expected);
+        }
+        let conditioned = 2 * z + self.vae.temporal_factor();
+        if transformer.in_channels != z && transformer.in_channels != conditioned {
+            let expected = format!("{z}, or {conditioned} with a condition");
+            return wrong("in_channels", transformer.in_channels.to_string(), expected);
+        }
+        let control = 2 * z + self.vae.spatial_factor().pow(2);
+        if transformer.vace_layers.is_some() && transformer.vace_in_channels != control {
+            let expected = format!("{control}, two latents and a mask of the vae's");
+            return wrong("vace_in_channels", transformer.vace_in_channels.to_string(), expected);
+        }
+        // Both experts see the same latents.
+        if transformer.in_channels != self.transformer.in_channels {
+            let expected = format!("that of transformer, {}", self.transformer.in_channels);
+            return wrong("in_channels", transformer.in_channels.to_string(), expected);
+        }
+        if transformer.patch_size != self.transformer.patch_size {
+            let expected = format!("that of transformer, {:?}", self.transformer.patch_size);
+            return wrong("patch_size", format!("{:?}", transformer.patch_size), expected);
         }
         Ok(())
     }
@@ -287,19 +254,79 @@ impl FolderInfo {
     }
 }
 
-fn native(path: &Path, index: &serde_json::Value, wan22: bool) -> Result<Native> {
-    let family = if wan22 { Native::wan22() } else { Native::default() };
-    let Some(own) = index.get("_dit") else { return Ok(family) };
-    let mut merged =
-        serde_json::to_value(family).map_err(|e| Error::checkpoint(path, format!("_dit: {e}")))?;
-    if let (Some(merged), Some(own)) = (merged.as_object_mut(), own.as_object()) {
-        merged.extend(own.iter().map(|(key, value)| (key.clone(), value.clone())));
-    }
-    serde_json::from_value(merged).map_err(|e| Error::checkpoint(path, format!("_dit: {e}")))
+/// `model_index.json`.
+struct Index<'a> {
+    folder: &'a Path,
+    path: PathBuf,
+    json: serde_json::Value,
 }
 
-fn flag(index: &serde_json::Value, key: &str) -> bool {
-    index.get(key).and_then(serde_json::Value::as_bool).unwrap_or(false)
+impl<'a> Index<'a> {
+    fn read(folder: &'a Path) -> Result<Self> {
+        let path = folder.join("model_index.json");
+        let missing = if !folder.is_dir() {
+            "no such folder"
+        } else if !path.is_file() {
+            "no model_index.json in it"
+        } else {
+            return Ok(Self { folder, json: read_json(&path)?, path });
+        };
+        let what = format!("{missing}; model-path must name a folder in diffusers' format");
+        Err(Error::checkpoint(folder, what))
+    }
+
+    /// The class of a component, where the folder has that component.
+    fn class(&self, component: &str) -> Option<&str> {
+        self.json.get(component)?.get(1)?.as_str()
+    }
+
+    fn has_vace(&self) -> bool {
+        self.class("transformer") == Some("WanVACETransformer3DModel")
+    }
+
+    fn check_classes(&self) -> Result<()> {
+        for (component, expected) in [
+            ("transformer", "WanTransformer3DModel"),
+            ("vae", "AutoencoderKLWan"),
+            ("text_encoder", "UMT5EncoderModel"),
+        ] {
+            let class = self.class(component);
+            if class != Some(expected) && !(component == "transformer" && self.has_vace()) {
+                let name = format!("{}: {component}", self.path.display());
+                return Err(Error::setting(name, class.unwrap_or("nothing"), expected));
+            }
+        }
+        Ok(())
+    }
+
+    /// The configuration of a transformer, checked by itself.
+    fn transformer(&self, component: &str) -> Result<WanTransformer3DModelConfig> {
+        let transformer: WanTransformer3DModelConfig = config(self.folder, component)?;
+        transformer.validate(component)?;
+        if self.has_vace() != transformer.vace_layers.is_some() {
+            let expected = if self.has_vace() { "a list, for a VACE model" } else { "nothing" };
+            let found = format!("{:?}", transformer.vace_layers);
+            let name = format!("{component}/config.json: vace_layers");
+            return Err(Error::setting(name, found, expected));
+        }
+        Ok(transformer)
+    }
+
+    fn native(&self, wan22: bool) -> Result<Native> {
+        let family = if wan22 { Native::wan22() } else { Native::default() };
+        let Some(own) = self.json.get("_dit") else { return Ok(family) };
+        let unusable =
+            |error: serde_json::Error| Error::checkpoint(&self.path, format!("_dit: {error}"));
+        let mut merged = serde_json::to_value(family).map_err(unusable)?;
+        if let (Some(merged), Some(own)) = (merged.as_object_mut(), own.as_object()) {
+            merged.extend(own.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        serde_json::from_value(merged).map_err(unusable)
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.json.get(key).and_then(serde_json::Value::as_bool).unwrap_or(false)
+    }
 }
 
 fn config<T: DeserializeOwned>(folder: &Path, component: &str) -> Result<T> {

@@ -65,6 +65,11 @@ impl Request {
         })
     }
 
+    /// The same with another number of steps, at least 1.
+    pub fn with_num_inference_steps(self, steps: u32) -> Self {
+        Self { num_inference_steps: steps.clamp(1, MOST_STEPS), ..self }
+    }
+
     /// Output size in pixels.
     pub fn size(&self) -> (i64, i64) {
         (self.width, self.height)

@@ -89,6 +89,7 @@ impl Session {
     pub fn begin(&self, settings: &Settings, still: bool, origin: u64) -> Result<()> {
         let request = Request::new(settings, self.info())?;
         self.check_memory(settings)?;
+        self.forgive();
         self.stream.begin(Plan { request, still }, origin);
         Ok(())
     }
@@ -118,9 +119,22 @@ impl Session {
         }
     }
 
-    /// Generates anew, the first frame having the number `origin`.
+    /// Generates anew, the first frame having the number `origin`; after an error of generation this tries again.
     pub fn restart(&self, origin: u64) {
+        self.forgive();
         self.stream.restart(origin);
+    }
+
+    /// What ended the stream; None while it goes on.
+    pub fn failure(&self) -> Option<Arc<Error>> {
+        self.stream.failure()
+    }
+
+    /// A loaded model can generate again; one that could not be loaded never will.
+    fn forgive(&self) {
+        if self.model.is_ready() {
+            self.stream.forgive();
+        }
     }
 
     /// Whether [`Session::frame`] would return at once.

@@ -278,7 +278,9 @@ impl Worker<'_> {
         let id = job.stream.id;
         if self.rollouts.get(&id).is_none_or(|(epoch, _)| *epoch != job.epoch) {
             self.rollouts.remove(&id);
-            let rollout = Rollout::new(self.pipeline, job.plan.request.clone())?;
+            // The plan's steps are those of its beginning, which may be why an earlier attempt failed.
+            let request = job.plan.request.clone().with_num_inference_steps(job.steps);
+            let rollout = Rollout::new(self.pipeline, request)?;
             self.rollouts.insert(id, (job.epoch, rollout));
         }
         let Some((_, rollout)) = self.rollouts.get_mut(&id) else { return Err(Error::Cancelled) };

@@ -35,7 +35,7 @@ pub enum Event {
 pub enum Stop {
     /// The stream is flushing or closed.
     Flushing,
-    /// The stream failed; the owner has been told by [`Event::Failed`].
+    /// The stream failed; the owner has been told by [`Event::Failed`], and `Session::failure` says it again.
     Failed,
 }
 
@@ -156,7 +156,7 @@ struct State {
     /// The frame handed out last, with its number.
     last: Option<(u64, Picked)>,
     flushing: bool,
-    failed: bool,
+    failed: Option<Arc<Error>>,
     stats: Stats,
     busy: Duration,
     generated_total: u64,
@@ -202,7 +202,7 @@ impl Stream {
                 generated: 0,
                 last: None,
                 flushing: false,
-                failed: false,
+                failed: None,
                 stats: Stats::default(),
                 busy: Duration::ZERO,
                 generated_total: 0,
@@ -240,7 +240,7 @@ impl Stream {
         let state = self.lock();
         let last = state.last.as_ref().is_some_and(|(number, _)| *number == index);
         let queued = state.chunks.iter().any(|chunk| (chunk.first..chunk.end()).contains(&index));
-        last || queued || state.failed || state.flushing || self.is_closed()
+        last || queued || state.failed.is_some() || state.flushing || self.is_closed()
     }
 
     fn restart_locked(&self, state: &mut State, origin: u64) {
@@ -250,6 +250,16 @@ impl Stream {
         state.chunks.clear();
         state.last = None;
         self.work.raise();
+    }
+
+    /// What the stream failed with, until it is forgiven.
+    pub(super) fn failure(&self) -> Option<Arc<Error>> {
+        self.lock().failed.clone()
+    }
+
+    /// Lets generation begin again after an error.
+    pub(super) fn forgive(&self) {
+        self.lock().failed = None;
     }
 
     pub(super) fn set_controls(&self, controls: Controls, steps: u32) {
@@ -304,7 +314,7 @@ impl Stream {
                 state.stats.first_frame.get_or_insert_with(|| self.opened.elapsed());
                 return Ok(picked);
             }
-            if state.failed {
+            if state.failed.is_some() {
                 return Err(Stop::Failed);
             }
             if late.load(Ordering::SeqCst)
@@ -404,8 +414,9 @@ impl Stream {
 
     /// Tells the owner of an error and ends the stream.
     pub(super) fn fail(&self, error: Arc<Error>) {
+        // First of all, so that whoever seeks on being told finds it.
+        self.lock().failed = Some(error.clone());
         self.send(Event::Failed(error));
-        self.lock().failed = true;
         self.changed.notify_all();
     }
 
@@ -415,7 +426,8 @@ impl Stream {
         let plan = state.plan.as_ref()?;
         let done = (plan.still && state.generated > state.origin)
             || state.limit.is_some_and(|limit| state.generated >= limit);
-        if done || state.failed || self.is_closed() || state.chunks.len() >= QUEUED_CHUNKS {
+        if done || state.failed.is_some() || self.is_closed() || state.chunks.len() >= QUEUED_CHUNKS
+        {
             return None;
         }
         let live = state.live_period.is_some();

@@ -18,6 +18,23 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
+/// A folder with parts of a fixture (linked, not copied) and a changed `model_index.json`.
+pub fn linked(
+    name: &str,
+    parts: &[&str],
+    change: impl FnOnce(&mut serde_json::Value),
+) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for part in parts {
+        std::os::unix::fs::symlink(fixture(name).join(part), folder.path().join(part)).unwrap();
+    }
+    let text = std::fs::read_to_string(fixture(name).join("model_index.json")).unwrap();
+    let mut index = serde_json::from_str(&text).unwrap();
+    change(&mut index);
+    std::fs::write(folder.path().join("model_index.json"), index.to_string()).unwrap();
+    folder
+}
+
 /// One thing the reference computed.
 #[derive(Debug, Deserialize)]
 pub struct Case {

@@ -399,7 +399,7 @@ impl PushSrcImpl for DitSrc {
         };
         let picked = self.pick(&running.session, &slot, last_push).map_err(|stop| match stop {
             Stop::Flushing => gst::FlowError::Flushing,
-            Stop::Failed => gst::FlowError::Error,
+            Stop::Failed => self.say_why(&running.session),
         })?;
         let made = match buffer {
             Some(buffer) => {
@@ -436,6 +436,14 @@ impl DitSrc {
             running.session.close();
             running.progress.cancel();
         }
+    }
+
+    /// Posts what the session failed with, unless it has been since the last start or seek.
+    fn say_why(&self, session: &Session) -> gst::FlowError {
+        if let Some(error) = session.failure() {
+            self.obj().post_error_message(loading::error_message(&error));
+        }
+        gst::FlowError::Error
     }
 
     /// Waits for a frame; a live stream waits no longer than until the frame is due.

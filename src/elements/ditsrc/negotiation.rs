@@ -105,8 +105,8 @@ impl DitSrc {
         };
         let (Some(running), Some(target)) = (self.running(), target) else { return };
         self.failed.store(false, Ordering::SeqCst);
-        if target < running.session.position().0 {
-            gst::debug!(CAT, imp = self, "seek back to frame {target}: generating from the start");
+        if target < running.session.position().0 || running.session.failure().is_some() {
+            gst::debug!(CAT, imp = self, "seek to frame {target}: generating from the start");
             running.session.restart(0);
         }
         self.update_limit(&running.session);

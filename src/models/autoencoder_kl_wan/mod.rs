@@ -114,46 +114,46 @@ impl AutoencoderKLWanConfig {
     /// # Errors
     /// [`Error::Setting`] naming the key.
     pub fn validate(&self) -> Result<()> {
+        self.validate_levels()?;
+        self.validate_ends()
+    }
+
+    /// Levels, channels and shortcuts.
+    fn validate_levels(&self) -> Result<()> {
+        // Far above any published model; keeps products of them inside 64 bits.
+        const LARGEST: i64 = 1 << 16;
         let levels = self.dim_mult.len();
-        let wrong = |key: &str, found: String, expected: &str| {
-            Err(Error::setting(format!("vae/config.json: {key}"), found, expected))
-        };
-        if levels < 2 || self.dim_mult.iter().any(|&m| m < 1) {
-            return wrong(
-                "dim_mult",
-                format!("{:?}", self.dim_mult),
-                "at least two positive numbers",
-            );
+        if !(2..=8).contains(&levels) || self.dim_mult.iter().any(|m| !(1..=256).contains(m)) {
+            let found = format!("{:?}", self.dim_mult);
+            return wrong("dim_mult", found, "two to eight numbers from 1 to 256");
         }
         if self.temporal_downsample.len() != levels - 1 {
-            let expected = "one entry fewer than dim_mult";
-            return wrong(
-                "temperal_downsample",
-                format!("{:?}", self.temporal_downsample),
-                expected,
-            );
+            let found = format!("{:?}", self.temporal_downsample);
+            return wrong("temperal_downsample", found, "one entry fewer than dim_mult");
         }
         if !self.attn_scales.is_empty() {
             return wrong("attn_scales", format!("{:?}", self.attn_scales), "an empty list");
         }
-        if self.base_dim < 1
-            || self.z_dim < 1
-            || self.num_res_blocks < 1
-            || self.decoder_base_dim.is_some_and(|d| d < 1)
-        {
-            return wrong(
-                "base_dim, z_dim, num_res_blocks",
-                "a value below 1".into(),
-                "positive numbers",
-            );
+        let decoder_base_dim = self.decoder_base_dim.unwrap_or(1);
+        for (key, value) in [
+            ("base_dim", self.base_dim),
+            ("decoder_base_dim", decoder_base_dim),
+            ("z_dim", self.z_dim),
+            ("num_res_blocks", self.num_res_blocks),
+        ] {
+            if !(1..=LARGEST).contains(&value) {
+                return wrong(key, value.to_string(), "a number from 1 to 2^16");
+            }
         }
         if self.is_residual && self.shortcuts_uneven() {
-            return wrong(
-                "dim_mult",
-                format!("{:?}", self.dim_mult),
-                "channels that the residual shortcuts divide evenly",
-            );
+            let found = format!("{:?}", self.dim_mult);
+            return wrong("dim_mult", found, "channels that the residual shortcuts divide evenly");
         }
+        Ok(())
+    }
+
+    /// Pixels at one end, latents at the other.
+    fn validate_ends(&self) -> Result<()> {
         let patch = self.patch_size.unwrap_or(1);
         if !(1..=8).contains(&patch)
             || self.in_channels != 3 * patch * patch
@@ -167,11 +167,8 @@ impl AutoencoderKLWanConfig {
             [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)]
         {
             if values.len() as i64 != self.z_dim || values.iter().any(|v| !v.is_finite()) {
-                return wrong(
-                    key,
-                    format!("{} values", values.len()),
-                    &format!("{} finite values", self.z_dim),
-                );
+                let expected = format!("{} finite values", self.z_dim);
+                return wrong(key, format!("{} values", values.len()), &expected);
             }
         }
         if self.latents_std.iter().any(|&std| std <= 0.0) {
@@ -179,6 +176,10 @@ impl AutoencoderKLWanConfig {
         }
         Ok(())
     }
+}
+
+fn wrong(key: &str, found: String, expected: &str) -> Result<()> {
+    Err(Error::setting(format!("vae/config.json: {key}"), found, expected))
 }
 
 /// The autoencoder; immutable, so one instance serves any number of streams and training.

@@ -82,31 +82,13 @@ impl WanTransformer3DModelConfig {
         self.patch_size.iter().product()
     }
 
-    /// Number of parameters, for estimates of memory.
-    pub fn num_parameters(&self) -> i64 {
-        let d = self.dim();
-        let attention = 4 * (d * d + d) + 2 * d;
-        let added = self.added_kv_proj_dim.map_or(0, |a| 2 * (a * d + d) + d);
-        let norm2 = if self.cross_attn_norm { 2 * d } else { 0 };
-        let ffn = 2 * d * self.ffn_dim + self.ffn_dim + d;
-        let block = 2 * attention + added + norm2 + ffn + 6 * d;
-        let image = self
-            .image_dim
-            .map_or(0, |i| i * i + 3 * i + i * d + 3 * d + i * self.pos_embed_seq_len.unwrap_or(0));
-        let time = self.freq_dim * d + d + d * d + d + 6 * (d * d + d);
-        let text = self.text_dim * d + d + d * d + d;
-        let ends =
-            self.patch_volume() * (self.in_channels * d + self.output_channels() * (d + 1)) + 3 * d;
-        self.num_layers * block + image + time + text + ends
-    }
-
-    /// Checks what the code relies on.
+    /// Checks what the code relies on; `component` is the folder that it was read from.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the key.
-    pub fn validate(&self) -> Result<()> {
+    /// [`Error::Setting`] naming the file and the key.
+    pub fn validate(&self, component: &str) -> Result<()> {
         let wrong = |key: &str, found: String, expected: &str| {
-            Err(Error::setting(format!("transformer/config.json: {key}"), found, expected))
+            Err(Error::setting(format!("{component}/config.json: {key}"), found, expected))
         };
         let positive = [
             ("num_attention_heads", self.num_attention_heads),

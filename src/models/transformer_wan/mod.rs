@@ -104,7 +104,7 @@ impl WanTransformer3DModel {
     /// # Errors
     /// Those of [`WanTransformer3DModelConfig::validate`] and [`Weights::get`].
     pub fn new(w: &Weights, config: &WanTransformer3DModelConfig) -> Result<Self> {
-        config.validate()?;
+        config.validate("transformer")?;
         let dim = config.dim();
         let blocks = w.pp("blocks");
         let table = Init::Normal((dim as f64).powf(-0.5));
