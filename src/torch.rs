@@ -193,6 +193,31 @@ pub fn peak_memory() -> Option<u64> {
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
 }
 
+/// The machine in words: processor, cores, and the GPU's name where a device is one.
+pub fn machine(device: Device) -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name"));
+    let name = name.map_or("unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']));
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let machine = format!("{name}, {cores} cores");
+    match device {
+        Device::Cuda(index) => format!("{machine}, {}", gpu_name(index)),
+        _ => machine,
+    }
+}
+
+/// What the driver calls a GPU.
+fn gpu_name(index: usize) -> String {
+    let folders = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
+    folders.sort_unstable();
+    let text =
+        folders.get(index).and_then(|at| std::fs::read_to_string(at.join("information")).ok());
+    let model =
+        text.as_deref().and_then(|text| text.lines().find_map(|l| l.strip_prefix("Model:")));
+    model.map_or_else(|| format!("cuda:{index}"), |model| model.trim().to_owned())
+}
+
 /// Makes this thread, and the worker threads that libtorch starts from it, treat denormals as zero.
 ///
 /// Fading activations are full of them, and they cost a small VAE half of its speed on x86.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use gstdit::training::eval::scaling;
+use gstdit::training::generate::Sampling;
 use gstdit::training::{dit, eval, vae};
 
 /// Trains latent video diffusion models on the procedural world; every command resumes where it stopped.
@@ -21,8 +23,10 @@ enum Command {
     Vae(VaeArgs),
     /// Train the transformer and its text encoder on latents of a finished autoencoder.
     Dit(DitArgs),
-    /// Measure a finished folder on held-out prompts.
+    /// Measure one or more finished folders on held-out prompts.
     Eval(EvalArgs),
+    /// Draw quality against training compute from results of `eval`.
+    PlotScaling(PlotScalingArgs),
 }
 
 #[derive(Args)]
@@ -104,11 +108,40 @@ struct DitArgs {
 struct EvalArgs {
     #[command(flatten)]
     common: Common,
-    /// A finished pipeline folder.
+    /// A finished pipeline folder; give it again to compare several.
     #[arg(long, default_value = "models/default")]
-    model: PathBuf,
+    model: Vec<PathBuf>,
+    /// Clips of one second to judge.
     #[arg(long, default_value_t = 200)]
     prompts: u64,
+    /// Clips that the autoencoder reconstructs; 0 for none.
+    #[arg(long, default_value_t = 32)]
+    reconstructions: u64,
+    /// Long videos, for seams and drift; 0 for none.
+    #[arg(long, default_value_t = 4)]
+    long_prompts: u64,
+    /// Length of each long video.
+    #[arg(long, default_value_t = 60)]
+    long_seconds: u64,
+    /// Denoising steps; the model's own number unless given.
+    #[arg(long)]
+    steps: Option<u32>,
+    /// 1 for no guidance; the model's own factor unless given.
+    #[arg(long)]
+    guidance_scale: Option<f64>,
+}
+
+#[derive(Args)]
+struct PlotScalingArgs {
+    /// An `eval.json`; give it again for several.
+    #[arg(long, required = true)]
+    result: Vec<PathBuf>,
+    /// Training compute of each model in the order of the results, as in 1,4,16.
+    #[arg(long, required = true, value_delimiter = ',')]
+    compute: Vec<f64>,
+    /// The PNG file to write, with the data beside it.
+    #[arg(long)]
+    out: PathBuf,
 }
 
 fn main() -> Result<()> {
@@ -127,8 +160,21 @@ fn main() -> Result<()> {
         Command::Eval(args) => eval::evaluate(&eval::EvalOptions {
             device: args.common.prepare()?,
             out: args.common.out,
-            model: args.model,
+            models: args.model,
             prompts: args.prompts,
+            reconstructions: args.reconstructions,
+            long_prompts: args.long_prompts,
+            long_seconds: args.long_seconds,
+            sampling: Sampling {
+                num_inference_steps: args.steps,
+                guidance_scale: args.guidance_scale,
+            },
+            seed: args.common.seed,
+        }),
+        Command::PlotScaling(args) => scaling::plot(&scaling::ScalingOptions {
+            results: args.result,
+            compute: args.compute,
+            out: args.out,
         }),
         Command::Dit(args) => dit::train(&dit::DitOptions {
             device: args.common.prepare()?,

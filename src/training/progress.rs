@@ -21,7 +21,7 @@ pub struct Progress {
 const LINE_EVERY: Duration = Duration::from_secs(20);
 
 impl Progress {
-    /// Starts at step `done` of `total`, of a model of `parameters` elements.
+    /// Starts at step `done` of `total`, of a model of `parameters` elements; 0 where nothing is trained.
     pub fn new(name: &str, total: u64, done: u64, parameters: usize) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = if terminal { ProgressBar::new(total) } else { ProgressBar::hidden() };
@@ -35,10 +35,11 @@ impl Progress {
         let now = Instant::now();
         let this =
             Self { bar, terminal, last_line: Cell::new(now), started: now, first: done, total };
-        this.note(&format!(
-            "{name}: {:.2} M parameters, step {done} of {total}",
-            parameters as f64 / 1e6
-        ));
+        let what = match parameters {
+            0 => String::new(),
+            _ => format!("{:.2} M parameters, ", parameters as f64 / 1e6),
+        };
+        this.note(&format!("{name}: {what}step {done} of {total}"));
         this
     }
 

@@ -103,6 +103,15 @@ pub fn captioned(attributes: &Attributes, seed: u64) -> Captioned {
     Captioned { caption, mentioned }
 }
 
+/// A caption that names every attribute, in one of the many ways to say it; the seed decides which.
+pub fn complete(attributes: &Attributes, seed: u64) -> String {
+    // Two in three of all captions are complete, so the canonical one at the end is for form's sake.
+    (0..64)
+        .map(|attempt| captioned(attributes, seed * 64 + attempt))
+        .find(|captioned| captioned.mentioned == Mentioned::ALL)
+        .map_or_else(|| canonical(attributes), |captioned| captioned.caption)
+}
+
 /// An opening and a sentence for each further attribute, in any order.
 fn long(attributes: &Attributes, mentioned: Mentioned, draws: &mut Draws) -> String {
     let writer = Writer::varied(attributes, mentioned, draws);

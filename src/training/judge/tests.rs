@@ -55,6 +55,64 @@ fn soft_and_noisy_clips_are_mostly_judged_true() {
     assert!(wrong.iter().all(|count| *count <= 3), "{ATTRIBUTES:?}: {wrong:?} of 30 wrong");
 }
 
+/// Size of the default model's clips.
+const NATIVE: (usize, usize) = (224, 128);
+
+/// A held-out clip at the default model's size, and what it shows.
+fn held_out(index: u64) -> (Attributes, Vec<u8>) {
+    let scene = Scene::from_index(index, Split::HeldOut);
+    (scene.attributes, scene.render(NATIVE.0, NATIVE.1, 17, 0, 16.0))
+}
+
+#[test]
+fn held_out_clips_are_judged_true_98_times_in_100() {
+    const CLIPS: u64 = 100;
+    let mut wrong = [0; 5];
+    for index in 0..CLIPS {
+        let (wanted, pixels) = held_out(index);
+        for (count, right) in
+            wrong.iter_mut().zip(judge(&pixels, NATIVE.0, NATIVE.1).compare(&wanted))
+        {
+            *count += u64::from(right == Some(false));
+        }
+    }
+    assert!(wrong.iter().all(|count| *count * 50 <= CLIPS), "{ATTRIBUTES:?}: {wrong:?} of {CLIPS}");
+}
+
+#[test]
+fn clips_of_other_attributes_are_judged_wrong() {
+    // Every attribute of a clip against those of the next one: what differs must not pass.
+    let (mut differ, mut passed) = ([0; 5], [0; 5]);
+    for index in 300..330 {
+        let (_, pixels) = held_out(index);
+        let (shown, wanted) = (held_out(index).0, held_out(index + 1).0);
+        let judged = judge(&pixels, NATIVE.0, NATIVE.1).compare(&wanted);
+        let differs = [
+            shown.colour != wanted.colour && wanted.style != Style::Film,
+            shown.shape != wanted.shape,
+            shown.motion != wanted.motion,
+            shown.background != wanted.background,
+            shown.style != wanted.style,
+        ];
+        for k in (0..5).filter(|k| differs[*k]) {
+            differ[k] += 1;
+            passed[k] += usize::from(judged[k] == Some(true));
+        }
+    }
+    assert!(differ.iter().all(|count| *count > 10), "{differ:?}");
+    assert!(passed.iter().all(|count| *count <= 1), "{ATTRIBUTES:?}: {passed:?} of {differ:?}");
+}
+
+#[test]
+fn a_frozen_clip_moves_no_object() {
+    for index in 400..412 {
+        let (wanted, pixels) = held_out(index);
+        let frame = &pixels[..NATIVE.0 * NATIVE.1 * 3];
+        let seen = judge(&frame.repeat(17), NATIVE.0, NATIVE.1);
+        assert!(matches!(seen.motion, None | Some(Motion::Still)), "{wanted:?}: {seen:?}");
+    }
+}
+
 #[test]
 fn wrong_words_are_judged_wrong() {
     for index in 200..212 {

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Measures finished folders: clips for held-out combinations of attributes, made by the engine as shipped, are judged
+//! from their pixels; long videos are looked at for seams and drift; the autoencoder reconstructs held-out clips.
+//!
+//! Beside the models stand the world's own clips of the same combinations: what the judge makes of the truth.
+
+mod clips;
+mod long;
+mod pixels;
+mod report;
+pub mod scaling;
+mod score;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Tensor};
+
+use super::generate::{self, Sampling};
+use super::progress::Progress;
+use super::world::{Scene, Split};
+use super::{captions, sheet, vae};
+use crate::nn::conv3d::FeatureCaches;
+use crate::pipeline::Pipeline;
+use clips::{Clips, Subject};
+use long::Long;
+
+/// Options of `dit-train eval`.
+#[derive(Debug, Clone)]
+pub struct EvalOptions {
+    /// One folder or several, to be compared.
+    pub models: Vec<PathBuf>,
+    /// Folder for `eval.json` and the contact sheets.
+    pub out: PathBuf,
+    /// Clips to judge: every combination is asked for twice, in the canonical caption and in another one.
+    pub prompts: u64,
+    /// Clips that the autoencoder reconstructs.
+    pub reconstructions: u64,
+    /// Long videos, for seams and drift.
+    pub long_prompts: u64,
+    /// Seconds of each long video.
+    pub long_seconds: u64,
+    pub sampling: Sampling,
+    pub seed: u64,
+    pub device: Device,
+}
+
+/// What the autoencoder gives back of held-out clips.
+#[derive(Debug, Clone, Copy)]
+struct Reconstruction {
+    clips: u64,
+    psnr: f64,
+    ssim: f64,
+}
+
+/// Everything measured of one folder.
+struct Measured {
+    folder: PathBuf,
+    clips: Clips,
+    reconstruction: Option<Reconstruction>,
+    long: Option<Long>,
+    /// The steps and guidance that were used.
+    steps: u32,
+    guidance_scale: f64,
+    parameters: i64,
+}
+
+/// Evaluates and writes `eval.json` and contact sheets; the table goes to standard output.
+///
+/// # Errors
+/// When a folder cannot be loaded or the results cannot be written.
+pub fn evaluate(options: &EvalOptions) -> Result<()> {
+    ensure!(options.prompts > 0, "--prompts: found 0, expected at least 1");
+    ensure!(!options.models.is_empty(), "--model: expected at least one folder");
+    std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
+    // All folders are opened first: a mistyped one should not come to light after minutes.
+    let pipelines = options
+        .models
+        .iter()
+        .map(|folder| generate::load(folder, options.device))
+        .collect::<Result<Vec<_>>>()?;
+    let truth = clips::judged(options, &Subject::World(&pipelines[0].info().native))?;
+    let mut models = Vec::new();
+    for (folder, pipeline) in options.models.iter().zip(&pipelines) {
+        let measured = measure(options, folder, pipeline)?;
+        report::sheets(&options.out, &report::label(folder), &measured.clips)?;
+        models.push(measured);
+    }
+    report::side_by_side(&options.out, &truth, &models)?;
+    report::write(options, &truth, &models)
+}
+
+fn measure(
+    options: &EvalOptions,
+    folder: &std::path::Path,
+    pipeline: &Pipeline,
+) -> Result<Measured> {
+    let native = &pipeline.info().native;
+    Ok(Measured {
+        folder: folder.to_owned(),
+        clips: clips::judged(options, &Subject::Model { pipeline, sampling: options.sampling })?,
+        long: (options.long_prompts > 0).then(|| long::watch(options, pipeline)).transpose()?,
+        reconstruction: (options.reconstructions > 0).then(|| reconstruct(options, pipeline)),
+        steps: options.sampling.num_inference_steps.unwrap_or(native.num_inference_steps),
+        guidance_scale: options.sampling.guidance_scale.unwrap_or(native.guidance_scale),
+        parameters: pipeline.info().transformer.num_parameters(),
+    })
+}
+
+/// Attributes and wording of prompt `index`: every combination in the canonical caption, then in one of the many other
+/// ways to say all of it.
+fn prompt(options: &EvalOptions, index: u64) -> (Scene, String) {
+    let number = options.seed.wrapping_mul(1 << 20).wrapping_add(index / 2);
+    let scene = Scene::from_index(number, Split::HeldOut);
+    let caption = if index.is_multiple_of(2) {
+        captions::canonical(&scene.attributes)
+    } else {
+        captions::complete(&scene.attributes, index)
+    };
+    (scene, caption)
+}
+
+/// PSNR and SSIM of reconstructed held-out clips of one second at the native size.
+fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
+    let _no_grad = tch::no_grad_guard();
+    let native = &pipeline.info().native;
+    let progress = Progress::new("autoencoder", options.reconstructions, 0, 0);
+    let (mut error, mut ssim) = (0.0, 0.0);
+    for index in 0..options.reconstructions {
+        let scene = Scene::from_index(index, Split::HeldOut);
+        let video: Tensor =
+            vae::render(&scene, (native.width, native.height), native.num_frames, 0)
+                .to_device(options.device);
+        let latents = pipeline.encode_video(&video.unsqueeze(0));
+        let latents = pipeline.vae().denormalize_latents(&latents);
+        let decoded = pipeline.vae().decode(&latents, &mut FeatureCaches::default()).get(0);
+        error += pixels::squared_error(&decoded, &video);
+        ssim += pixels::ssim(&decoded, &video);
+        progress.step(index + 1, &[]);
+    }
+    let count = options.reconstructions as f64;
+    Reconstruction {
+        clips: options.reconstructions,
+        psnr: pixels::psnr(error / count),
+        ssim: ssim / count,
+    }
+}
+
+/// Writes rows of frames at half their size: sheets are to be looked at in a browser, and kept.
+fn write_sheet(path: &std::path::Path, rows: &[Tensor], columns: i64) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let small = Tensor::stack(rows, 0).avg_pool3d([1, 2, 2], [1, 2, 2], 0, false, true, None);
+    sheet::write(path, &[&small], columns)
+}
