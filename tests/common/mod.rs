@@ -10,12 +10,49 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use gstdit::pipeline::{FolderInfo, Pipeline};
+use gstdit::torch::Precision;
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+/// Tiny checkpoints of both families.
+pub const FOLDERS: [&str; 2] = ["t2v_public", "ti2v_public"];
 
 /// The folder `tests/fixtures/NAME`.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// Loads a folder to the CPU.
+pub fn load(folder: &Path) -> Pipeline {
+    let info = FolderInfo::open(folder).unwrap();
+    Pipeline::load(&info, Device::Cpu, Precision::F32, &mut |_, _| true).unwrap()
+}
+
+/// The components of a fixture under a `model_index.json` with native values of its own.
+pub fn with_native(name: &str, native: Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for part in ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"] {
+        std::os::unix::fs::symlink(fixture(name).join(part), folder.path().join(part)).unwrap();
+    }
+    let text = std::fs::read_to_string(fixture(name).join("model_index.json")).unwrap();
+    let mut index: Value = serde_json::from_str(&text).unwrap();
+    index["_dit"] = native;
+    std::fs::write(folder.path().join("model_index.json"), index.to_string()).unwrap();
+    folder
+}
+
+/// Windowed and causal folders of both families.
+pub fn rolling_folders() -> Vec<tempfile::TempDir> {
+    let windowed = json!({"num_frames": 9, "num_inference_steps": 2, "context_latent_frames": 1});
+    let causal = json!({
+        "num_frames": 13, "num_inference_steps": 2, "causal": true, "block_latent_frames": 1
+    });
+    FOLDERS
+        .iter()
+        .flat_map(|name| [with_native(name, windowed.clone()), with_native(name, causal.clone())])
+        .collect()
 }
 
 /// One thing the reference computed.
