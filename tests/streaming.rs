@@ -4,9 +4,8 @@
 mod common;
 
 use std::cell::Cell;
-use std::path::Path;
 
-use common::{deviation, fixture, linked};
+use common::{FOLDERS, deviation, fixture, load, rolling_folders};
 use gstdit::error::Error;
 use gstdit::models::transformer_wan::{
     AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
@@ -17,24 +16,10 @@ use gstdit::pipeline::{
     Chunk, Controls, FolderInfo, NoiseKind, Pipeline, Request, Rollout, Settings,
 };
 use gstdit::torch::Precision;
-use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 /// f32 rounding, with sums in another order.
 const TOLERANCE: f64 = 1e-5;
-const FOLDERS: [&str; 2] = ["t2v_public", "ti2v_public"];
-
-fn load(folder: &Path) -> Pipeline {
-    let info = FolderInfo::open(folder).unwrap();
-    Pipeline::load(&info, Device::Cpu, Precision::F32, &mut |_, _| true).unwrap()
-}
-
-/// The components of a fixture under a `model_index.json` with native values of its own.
-fn with_native(name: &str, native: Value) -> tempfile::TempDir {
-    let parts = ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"];
-    linked(name, &parts, |index| index["_dit"] = native)
-}
-
 fn assert_close(whole: &Tensor, pieces: &[Tensor], what: &str) {
     let off = deviation(whole, &Tensor::cat(pieces, 2)).unwrap();
     assert!(off < TOLERANCE, "{what}: off by {off:.1e}");
@@ -154,18 +139,6 @@ fn roll(pipeline: &Pipeline, size: (i64, i64), prompts: &[&str], seed: u64) -> V
     prompts
         .iter()
         .map(|prompt| rollout.next_chunk(pipeline, &controls(prompt, seed), &|| false).unwrap())
-        .collect()
-}
-
-/// Windowed and causal folders of both families.
-fn rolling_folders() -> Vec<tempfile::TempDir> {
-    let windowed = json!({"num_frames": 9, "num_inference_steps": 2, "context_latent_frames": 1});
-    let causal = json!({
-        "num_frames": 13, "num_inference_steps": 2, "causal": true, "block_latent_frames": 1
-    });
-    FOLDERS
-        .iter()
-        .flat_map(|name| [with_native(name, windowed.clone()), with_native(name, causal.clone())])
         .collect()
 }
 

@@ -10,7 +10,7 @@ use gstdit::models::transformer_wan::{AttentionPattern, Timestep, TransformerInp
 use gstdit::nn::attention::KvAccess;
 use gstdit::nn::conv3d::FeatureCaches;
 use gstdit::pipeline::{
-    Denoiser, Filter, FolderInfo, Guidance, Known, Pipeline, Prompts, Window, begin_index, resize,
+    Denoiser, Filter, FolderInfo, Guidance, Known, Pipeline, Prompts, StartLevel, Window, resize,
 };
 use gstdit::schedulers::{Schedule, SchedulerConfig};
 use gstdit::torch::{Precision, guarded};
@@ -380,8 +380,8 @@ impl Runner {
     fn video_to_video(&self, case: &Case, pipeline: &Pipeline) -> Result<Outputs> {
         let video = self.input(case, "video_in")?.permute([1, 0, 2, 3]).unsqueeze(0) * 2.0 - 1.0;
         let schedule = self.schedule(case)?;
-        let begin = begin_index(schedule.len(), case.number("strength").unwrap_or(0.8))?;
-        let begin = schedule.index_for_timestep(schedule.timesteps[begin])?;
+        let strength = StartLevel::Strength(case.number("strength").unwrap_or(0.8));
+        let (schedule, begin) = strength.place(&schedule)?;
         let clean = pipeline.encode_video(&video);
         let start = schedule.add_noise(&clean, &self.input(case, "noise")?, begin);
         let mut outputs =

@@ -39,8 +39,6 @@ pub fn opening(settings: &Settings) -> Result<Opening> {
         device: torch::resolve_device(&settings.device)?,
         precision: settings.precision.into(),
         threads: settings.threads,
-        controls: settings.controls(),
-        steps: settings.steps(),
     })
 }
 

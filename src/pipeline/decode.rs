@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::Pipeline;
 use super::denoise::check;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::conv3d::FeatureCaches;
 
 /// Pixels that the decoder works on at once: whole chunks of small frames, one latent frame of large ones, so that
@@ -83,4 +83,34 @@ pub fn rgb_frames(video: &Tensor, (width, height): (i64, i64)) -> Vec<RgbFrame> 
             RgbFrame { width: width as usize, height: height as usize, data }
         })
         .collect()
+}
+
+/// Frames of one size to video `[1, 3, F, H, W]` in [-1, 1] on the CPU, their edges repeated up to `padded` (width, height):
+/// what [`rgb_frames`] cuts away again.
+///
+/// # Errors
+/// [`Error::Setting`] for no frames, or frames of different sizes.
+pub fn video_of<'a>(
+    frames: impl IntoIterator<Item = &'a RgbFrame>,
+    padded: (i64, i64),
+) -> Result<Tensor> {
+    let mut pictures = Vec::new();
+    let mut size = None;
+    for frame in frames {
+        let found = (frame.width as i64, frame.height as i64);
+        let (width, height) = *size.get_or_insert(found);
+        if found != (width, height) || frame.data.len() as i64 != width * height * 3 {
+            let found = format!("{}x{}, {} bytes", found.0, found.1, frame.data.len());
+            return Err(Error::setting("frames", found, format!("{width}x{height} RGB")));
+        }
+        pictures.push(Tensor::from_slice(&frame.data).view([height, width, 3]));
+    }
+    let Some((width, height)) = size else {
+        return Err(Error::setting("frames", "none", "at least one"));
+    };
+    let video = Tensor::stack(&pictures, 0).to_kind(Kind::Float) / 127.5 - 1.0; // [F, H, W, 3]
+    let (left, top) = ((padded.0 - width) / 2, (padded.1 - height) / 2);
+    let edges = [left, padded.0 - width - left, top, padded.1 - height - top];
+    let video = video.permute([0, 3, 1, 2]).replication_pad2d(edges);
+    Ok(video.permute([1, 0, 2, 3]).unsqueeze(0).contiguous())
 }

@@ -8,7 +8,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::Pipeline;
+use super::{FolderInfo, Pipeline};
 use crate::error::{Error, Result};
 use crate::models::transformer_wan::{
     AttentionPattern, Timestep, TokenLayout, TransformerContext, TransformerInput,
@@ -62,6 +62,19 @@ pub struct Guidance {
     pub scale: f64,
     /// For the low-noise expert of a two-expert folder.
     pub scale_2: f64,
+}
+
+impl Guidance {
+    /// The wanted scale, or the folder's own, for all experts.
+    pub fn of(info: &FolderInfo, scale: Option<f64>) -> Self {
+        let scale = scale.unwrap_or(info.native.guidance_scale);
+        Self { scale, scale_2: scale }
+    }
+
+    /// Whether the negative prompt has any effect.
+    pub fn is_used(&self) -> bool {
+        self.scale > 1.0
+    }
 }
 
 /// Frames of a window that are not to change.

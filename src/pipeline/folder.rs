@@ -242,7 +242,7 @@ impl FolderInfo {
     }
 
     /// Width and height rounded up to what can be generated.
-    pub(super) fn padded_size(&self, width: i64, height: i64) -> (i64, i64) {
+    pub fn padded_size(&self, width: i64, height: i64) -> (i64, i64) {
         let multiple = self.size_multiple();
         let up = |side: i64| (side + multiple - 1) / multiple * multiple;
         (up(width), up(height))

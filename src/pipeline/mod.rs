@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 //! From a folder and a request to frames: loading, prompts, the denoising loop, and endless rollouts.
 //!
-//! [`FolderInfo`] looks at a folder, [`Pipeline`] holds its loaded models and never changes afterwards, and a
-//! [`Rollout`] holds what one stream remembers from chunk to chunk.
+//! [`FolderInfo`] looks at a folder, [`Pipeline`] holds its loaded models and never changes afterwards; a
+//! [`Rollout`] holds what one stream from a prompt remembers from chunk to chunk, a [`Restyler`] the same of one that
+//! follows other video.
 
 mod conditioning;
+mod continuation;
 mod decode;
 mod denoise;
 mod folder;
@@ -13,6 +15,7 @@ mod load;
 mod memory;
 mod noise;
 mod request;
+mod restyle;
 mod rollout;
 
 use tch::{Device, Kind, Tensor};
@@ -26,13 +29,17 @@ use crate::models::umt5::UMT5EncoderModel;
 use crate::torch::guarded;
 use image::ImageProcessor;
 
-pub use decode::{RgbFrame, rgb_frames};
-pub use denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window, begin_index};
+pub use decode::{RgbFrame, rgb_frames, video_of};
+pub use denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window};
 pub use folder::{FolderInfo, Native};
 pub use image::{Filter, resize};
 pub use memory::MemoryEstimate;
 pub use noise::{NoiseKind, counter_noise, torch_noise};
 pub use request::{Controls, Request, Settings};
+pub use restyle::{
+    EmbeddingCache, Embeddings, RestyleControls, Restyled, Restyler, StartLevel, VideoEncoder,
+    blend_embeddings,
+};
 pub use rollout::{Chunk, Rollout, Timings};
 
 /// The models of a folder on their device; immutable, so any number of rollouts share it.

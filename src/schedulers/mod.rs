@@ -143,6 +143,32 @@ impl Schedule {
         Ok(Self { sigmas, timesteps, method: Method::Euler })
     }
 
+    /// The same walk from the noise level `level` on: a first step from there to the next lower level of this schedule. Above
+    /// its highest level this is the whole schedule.
+    ///
+    /// # Errors
+    /// A level outside (0, 1].
+    pub fn starting_at(&self, level: f64) -> Result<Self> {
+        /// A shorter first step would only cost time.
+        const SHORTEST: f32 = 1e-3;
+        if !(level > 0.0 && level <= 1.0) {
+            return Err(Error::setting("noise level", level, "above 0 and at most 1"));
+        }
+        let level = level as f32;
+        if level >= self.sigmas[0] {
+            return Ok(self.clone());
+        }
+        let lower = self.sigmas.iter().position(|&sigma| sigma < level - SHORTEST);
+        let rest = lower.unwrap_or(self.len()).min(self.len());
+        Ok(Self {
+            sigmas: std::iter::once(level).chain(self.sigmas[rest..].iter().copied()).collect(),
+            timesteps: std::iter::once(level * 1000.0)
+                .chain(self.timesteps[rest..].iter().copied())
+                .collect(),
+            method: self.method.clone(),
+        })
+    }
+
     /// Number of steps.
     pub fn len(&self) -> usize {
         self.timesteps.len()

@@ -4,16 +4,20 @@
 //! | file | holds |
 //! |---|---|
 //! | `registry.rs` | one model per folder, device and precision in the process, by weak reference |
-//! | `model.rs` | the model's thread: loading, then chunk after chunk for the streams attached to it |
-//! | `stream.rs` | one session's queue of frames, epochs, flushing, statistics |
+//! | `model.rs` | the model's thread: loading, then unit after unit of work for its clients in turn |
+//! | `signal.rs` | how that thread is woken |
+//! | `stream.rs` | frames that are pulled: one session's queue of frames, epochs, flushing, statistics |
+//! | `feed.rs` | jobs that are pushed, for elements with input |
 //! | `ladder.rs` | fewer steps when a live stream is too slow, and back again |
 //!
 //! Nothing here knows GStreamer; nothing here computes. Waits end early by [`Session::set_flushing`],
 //! computations by [`Session::restart`] or by dropping the session.
 
+mod feed;
 mod ladder;
 mod model;
 mod registry;
+mod signal;
 mod stream;
 
 use std::sync::Arc;
@@ -24,9 +28,11 @@ use tch::Device;
 
 use crate::error::{Error, Result};
 use crate::pipeline::{Controls, FolderInfo, Request, Settings};
-use crate::torch::{Precision, available_memory, device_name};
+use crate::torch::Precision;
 
+pub use feed::{Feed, Finished, Process};
 pub use ladder::Ladder;
+use model::Client;
 pub use model::Model;
 pub use registry::loaded_models;
 pub use stream::{ChunkInfo, Event, Picked, Plan, Stats, Stop, Stream};
@@ -40,9 +46,6 @@ pub struct Opening {
     pub precision: Precision,
     /// CPU threads for this session's work; 0 for libtorch's default.
     pub threads: u32,
-    pub controls: Controls,
-    /// Denoising steps; None for the model's own number.
-    pub steps: Option<u32>,
 }
 
 /// One consumer of an endless stream of frames; dropping it ends the stream.
@@ -52,14 +55,19 @@ pub struct Session {
 }
 
 impl Session {
-    /// Joins the model that the opening names, which begins to load if no other session has it.
+    /// Joins the model that the opening names, which begins to load if no other session has it; `steps` is None for the
+    /// model's own number.
     ///
     /// `events` is called from the model's thread, or from this call when the model is loaded already.
     ///
     /// # Errors
     /// [`crate::error::Error::Io`] when the system gives no thread.
-    pub fn open(opening: Opening, events: impl Fn(Event) + Send + Sync + 'static) -> Result<Self> {
-        let Opening { info, device, precision, threads, controls, steps } = opening;
+    pub fn open(
+        opening: Opening,
+        (controls, steps): (Controls, Option<u32>),
+        events: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let Opening { info, device, precision, threads } = opening;
         let steps = steps.unwrap_or(info.native.num_inference_steps);
         let events = Box::new(events);
         let (model, stream, ready) = registry::attach(info, device, precision, |work| {
@@ -88,35 +96,10 @@ impl Session {
     /// What [`Request::new`] says about the size, or `OutOfMemory` with the arithmetic.
     pub fn begin(&self, settings: &Settings, still: bool, origin: u64) -> Result<()> {
         let request = Request::new(settings, self.info())?;
-        self.check_memory(settings)?;
+        self.model.check_memory((settings.width, settings.height))?;
         self.forgive();
         self.stream.begin(Plan { request, still }, origin);
         Ok(())
-    }
-
-    /// Refuses a size that does not fit beside what is loaded.
-    fn check_memory(&self, settings: &Settings) -> Result<()> {
-        let (device, precision) = (self.model.device(), self.model.precision());
-        let (width, height) = (settings.width, settings.height);
-        if !self.model.is_ready() {
-            return match self.info().check_memory(width, height, device, precision) {
-                // Damaged files are the loader's to report.
-                Err(error) if !matches!(error, Error::OutOfMemory { .. }) => Ok(()),
-                checked => checked,
-            };
-        }
-        let estimate = self.info().estimate_memory(width, height, device, precision)?;
-        let needed = estimate.total() - estimate.weights;
-        match available_memory(device) {
-            Some(available) if needed > available => Err(Error::OutOfMemory {
-                device: device_name(device),
-                needed_mib: needed >> 20,
-                available_mib: available >> 20,
-                breakdown: "caches and activations beside the loaded weights".into(),
-                advice: "choose a smaller width and height".into(),
-            }),
-            _ => Ok(()),
-        }
     }
 
     /// Generates anew, the first frame having the number `origin`; after an error of generation this tries again.

@@ -1,23 +1,38 @@
 // SPDX-License-Identifier: MPL-2.0
 //! A loaded model and the one thread that owns its tensors.
 //!
-//! The thread loads the weights, then serves the streams attached to it in turn, one chunk at a time. It
+//! The thread loads the weights, then serves the clients attached to it in turn, one chunk at a time. It
 //! ends when the last handle is dropped; loading ends early when nobody waits for it any more.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use tch::Device;
 
 use crate::error::{Error, Result};
-use crate::pipeline::{Chunk, FolderInfo, Pipeline, Rollout};
+use crate::pipeline::{FolderInfo, Pipeline};
 use crate::torch::{self, Precision};
 
-use super::stream::{Event, Job, Signal, Stream};
+use super::signal::Signal;
+use super::stream::Event;
+
+/// One user of a model, as the model's thread sees it.
+pub(super) trait Client: Send + Sync {
+    /// Whether it is gone for good.
+    fn is_closed(&self) -> bool;
+    /// CPU threads for its work; 0 for libtorch's default.
+    fn threads(&self) -> u32;
+    /// Whether there is something to do.
+    fn has_work(&self) -> bool;
+    /// Does one unit of work, which ends early when `quit` turns true; errors are the client's to report.
+    fn work(&self, pipeline: &Pipeline, quit: &AtomicBool);
+    /// Tells the owner something, unless the client is closed.
+    fn send(&self, event: Event);
+    /// Tells the owner of an error that ends the client.
+    fn fail(&self, error: Arc<Error>);
+}
 
 /// A model shared by all sessions with the same folder, device and precision.
 pub struct Model {
@@ -36,7 +51,7 @@ struct Shared {
 
 struct State {
     status: Status,
-    streams: Vec<Weak<Stream>>,
+    clients: Vec<Weak<dyn Client>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +63,7 @@ enum Status {
 }
 
 impl Model {
-    /// Starts the model's thread, which begins to load at once for the given stream's sake.
+    /// Starts the model's thread, which begins to load at once for the given client's sake.
     ///
     /// # Errors
     /// [`Error::Io`] when the system gives no thread.
@@ -57,9 +72,9 @@ impl Model {
         device: Device,
         precision: Precision,
         work: Arc<Signal>,
-        stream: &Arc<Stream>,
+        client: Weak<dyn Client>,
     ) -> Result<Self> {
-        let state = State { status: Status::Loading, streams: vec![Arc::downgrade(stream)] };
+        let state = State { status: Status::Loading, clients: vec![client] };
         let folder = info.folder.clone();
         let shared = Arc::new(Shared {
             info,
@@ -79,14 +94,14 @@ impl Model {
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Adds a stream, or says why not: true when loaded already, false while loading, None when the
+    /// Adds a client, or says why not: true when loaded already, false while loading, None when the
     /// model will never be usable.
-    pub(super) fn attach(&self, stream: &Arc<Stream>) -> Option<bool> {
+    pub(super) fn attach(&self, client: Weak<dyn Client>) -> Option<bool> {
         let mut state = self.shared.lock();
         if state.status == Status::Ended {
             return None;
         }
-        state.streams.push(Arc::downgrade(stream));
+        state.clients.push(client);
         Some(state.status == Status::Ready)
     }
 
@@ -110,6 +125,33 @@ impl Model {
     /// Where the model runs.
     pub fn device(&self) -> Device {
         self.shared.device
+    }
+
+    /// Refuses work on `width` x `height` pixels that does not fit beside what is loaded.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with the arithmetic.
+    pub fn check_memory(&self, (width, height): (i64, i64)) -> Result<()> {
+        let (device, precision) = (self.device(), self.precision());
+        if !self.is_ready() {
+            return match self.info().check_memory(width, height, device, precision) {
+                // Damaged files are the loader's to report.
+                Err(error) if !matches!(error, Error::OutOfMemory { .. }) => Ok(()),
+                checked => checked,
+            };
+        }
+        let estimate = self.info().estimate_memory(width, height, device, precision)?;
+        let needed = estimate.total() - estimate.weights;
+        match torch::available_memory(device) {
+            Some(available) if needed > available => Err(Error::OutOfMemory {
+                device: torch::device_name(device),
+                needed_mib: needed >> 20,
+                available_mib: available >> 20,
+                breakdown: "caches and activations beside the loaded weights".into(),
+                advice: "choose a smaller width and height".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The arithmetic it runs in.
@@ -141,9 +183,9 @@ impl Shared {
         self.quit.load(Ordering::SeqCst)
     }
 
-    /// The streams that are still open; the others are forgotten.
-    fn streams(&self) -> Vec<Arc<Stream>> {
-        open_streams(&mut self.lock())
+    /// The clients that are still there; the others are forgotten.
+    fn clients(&self) -> Vec<Arc<dyn Client>> {
+        open_clients(&mut self.lock())
     }
 
     /// The thread's whole life.
@@ -167,128 +209,70 @@ impl Shared {
             let Some(waiting) = self.waiting() else { return false };
             if phase != last {
                 last = phase.to_owned();
-                waiting.iter().for_each(|stream| stream.send(Event::Loading(phase.to_owned())));
+                waiting.iter().for_each(|client| client.send(Event::Loading(phase.to_owned())));
             }
             true
         };
         Pipeline::load(&self.info, self.device, self.precision, &mut progress)
     }
 
-    /// The streams that wait for the model; None, and the end of this instance, when there are none.
-    fn waiting(&self) -> Option<Vec<Arc<Stream>>> {
+    /// The clients that wait for the model; None, and the end of this instance, when there are none.
+    fn waiting(&self) -> Option<Vec<Arc<dyn Client>>> {
         let mut state = self.lock();
-        let streams = open_streams(&mut state);
-        if streams.is_empty() || self.quits() {
+        let clients = open_clients(&mut state);
+        if clients.is_empty() || self.quits() {
             state.status = Status::Ended;
             return None;
         }
-        Some(streams)
+        Some(clients)
     }
 
     fn end(&self, error: Error) {
-        let streams = {
+        let clients = {
             let mut state = self.lock();
             state.status = Status::Ended;
-            open_streams(&mut state)
+            open_clients(&mut state)
         };
         let error = Arc::new(error);
-        streams.iter().for_each(|stream| stream.fail(error.clone()));
+        clients.iter().for_each(|client| client.fail(error.clone()));
     }
 
     fn serve(&self, pipeline: &Pipeline) {
-        let streams = {
+        let clients = {
             let mut state = self.lock();
             state.status = Status::Ready;
-            open_streams(&mut state)
+            open_clients(&mut state)
         };
-        streams.iter().for_each(|stream| stream.send(Event::Loaded));
-        drop(streams);
-        let mut worker = Worker {
-            pipeline,
-            quit: &self.quit,
-            rollouts: HashMap::new(),
-            default_threads: tch::get_num_threads(),
-            turn: 0,
-        };
+        clients.iter().for_each(|client| client.send(Event::Loaded));
+        drop(clients);
+        let default_threads = tch::get_num_threads();
+        let mut turn = 0;
         while !self.quits() {
             let seen = self.work.count();
-            let streams = self.streams();
-            worker.forget_all_but(&streams);
-            let job = worker.pick(&streams);
-            drop(streams);
-            match job {
-                Some(job) => worker.generate(&job),
-                None => self.work.wait_past(seen),
+            let clients = self.clients();
+            let count = clients.len();
+            // Each has its turn.
+            let next = (turn..turn + count).map(|index| index % count);
+            match next.into_iter().find(|&index| clients[index].has_work()) {
+                Some(index) => {
+                    turn = index + 1;
+                    let client = &clients[index];
+                    tch::set_num_threads(match client.threads() {
+                        0 => default_threads,
+                        threads => threads as i32,
+                    });
+                    client.work(pipeline, &self.quit);
+                }
+                None => {
+                    drop(clients);
+                    self.work.wait_past(seen);
+                }
             }
         }
     }
 }
 
-fn open_streams(state: &mut State) -> Vec<Arc<Stream>> {
-    state.streams.retain(|stream| stream.upgrade().is_some_and(|stream| !stream.is_closed()));
-    state.streams.iter().filter_map(Weak::upgrade).collect()
-}
-
-/// What the thread keeps while it serves.
-struct Worker<'a> {
-    pipeline: &'a Pipeline,
-    quit: &'a AtomicBool,
-    /// The temporal state of each stream, by its id, with the epoch it belongs to.
-    rollouts: HashMap<u64, (u64, Rollout)>,
-    default_threads: i32,
-    turn: usize,
-}
-
-impl Worker<'_> {
-    fn forget_all_but(&mut self, streams: &[Arc<Stream>]) {
-        self.rollouts.retain(|id, _| streams.iter().any(|stream| stream.id == *id));
-    }
-
-    /// The next job, giving each stream its turn.
-    fn pick(&mut self, streams: &[Arc<Stream>]) -> Option<Job> {
-        for offset in 0..streams.len() {
-            let index = (self.turn + offset) % streams.len();
-            if let Some(job) = streams[index].job() {
-                self.turn = index + 1;
-                return Some(job);
-            }
-        }
-        None
-    }
-
-    fn generate(&mut self, job: &Job) {
-        let started = Instant::now();
-        tch::set_num_threads(match job.stream.threads {
-            0 => self.default_threads,
-            threads => threads as i32,
-        });
-        match torch::guarded(|| self.chunk(job)) {
-            Ok(chunk) => job.stream.finish(job, chunk, started.elapsed()),
-            Err(Error::Cancelled) => (),
-            Err(error) => {
-                // Its caches may be half written.
-                self.rollouts.remove(&job.stream.id);
-                job.stream.fail(Arc::new(error));
-            }
-        }
-    }
-
-    fn chunk(&mut self, job: &Job) -> Result<Chunk> {
-        let cancel = || job.stream.is_stale(job.epoch) || self.quit.load(Ordering::SeqCst);
-        let id = job.stream.id;
-        if self.rollouts.get(&id).is_none_or(|(epoch, _)| *epoch != job.epoch) {
-            self.rollouts.remove(&id);
-            // The plan's steps are those of its beginning, which may be why an earlier attempt failed.
-            let request = job.plan.request.clone().with_num_inference_steps(job.steps);
-            let rollout = Rollout::new(self.pipeline, request)?;
-            self.rollouts.insert(id, (job.epoch, rollout));
-        }
-        let Some((_, rollout)) = self.rollouts.get_mut(&id) else { return Err(Error::Cancelled) };
-        rollout.set_num_inference_steps(self.pipeline, job.steps)?;
-        if job.plan.still {
-            rollout.still(self.pipeline, &job.controls, &cancel)
-        } else {
-            rollout.next_chunk(self.pipeline, &job.controls, &cancel)
-        }
-    }
+fn open_clients(state: &mut State) -> Vec<Arc<dyn Client>> {
+    state.clients.retain(|client| client.upgrade().is_some_and(|client| !client.is_closed()));
+    state.clients.iter().filter_map(Weak::upgrade).collect()
 }

@@ -14,8 +14,8 @@ use crate::error::Result;
 use crate::pipeline::FolderInfo;
 use crate::torch::{Precision, device_name};
 
-use super::model::Model;
-use super::stream::{Signal, Stream};
+use super::model::{Client, Model};
+use super::signal::Signal;
 
 type Key = (PathBuf, String, String);
 
@@ -27,31 +27,33 @@ fn key(info: &FolderInfo, device: Device, precision: Precision) -> Key {
     (folder, device_name(device), format!("{kind:?}"))
 }
 
-/// Makes a stream with `make` and attaches it to the model it asks for, which is started if need be.
+/// Makes a client with `make` and attaches it to the model it asks for, which is started if need be.
 ///
 /// # Errors
 /// What starting the model's thread fails with.
-pub(super) fn attach(
+pub(super) fn attach<C: Client + 'static>(
     info: Arc<FolderInfo>,
     device: Device,
     precision: Precision,
-    make: impl FnOnce(Arc<Signal>) -> Stream,
-) -> Result<(Arc<Model>, Arc<Stream>, bool)> {
+    make: impl FnOnce(Arc<Signal>) -> C,
+) -> Result<(Arc<Model>, Arc<C>, bool)> {
     let mut models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
     models.retain(|_, model| model.strong_count() > 0);
     let key = key(&info, device, precision);
     let found = models.get(&key).and_then(Weak::upgrade).filter(|model| !model.is_ended());
     let work = found.as_ref().map_or_else(Arc::default, |model| model.work());
-    let stream = Arc::new(make(work.clone()));
+    let client = Arc::new(make(work.clone()));
+    // The registry and the model never keep it alive.
+    let weak = Arc::downgrade(&client) as Weak<dyn Client>;
     if let Some(model) = found
-        && let Some(ready) = model.attach(&stream)
+        && let Some(ready) = model.attach(weak.clone())
     {
-        return Ok((model, stream, ready));
+        return Ok((model, client, ready));
     }
     // There is none, or it ended in this very moment; `work` is only a signal.
-    let model = Arc::new(Model::start(info, device, precision, work, &stream)?);
+    let model = Arc::new(Model::start(info, device, precision, work, weak)?);
     models.insert(key, Arc::downgrade(&model));
-    Ok((model, stream, false))
+    Ok((model, client, false))
 }
 
 /// How many models this process holds.

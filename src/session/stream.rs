@@ -12,9 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::pipeline::{Chunk, Controls, Request, RgbFrame};
+use crate::pipeline::{Chunk, Controls, Pipeline, Request, RgbFrame, Rollout};
+use crate::torch;
 
 use super::ladder::Ladder;
+use super::model::Client;
+use super::signal::Signal;
 
 /// Finished or half-used chunks that may lie in the queue before generation pauses.
 const QUEUED_CHUNKS: usize = 2;
@@ -92,40 +95,13 @@ pub struct Stats {
     pub first_frame: Option<Duration>,
 }
 
-/// A counter that can be waited on; its lock is a leaf and may be taken under any other.
-#[derive(Default)]
-pub(super) struct Signal {
-    count: Mutex<u64>,
-    raised: Condvar,
-}
-
-impl Signal {
-    pub(super) fn raise(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.raised.notify_all();
-    }
-
-    pub(super) fn count(&self) -> u64 {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until the count is no longer `seen`.
-    pub(super) fn wait_past(&self, seen: u64) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        while *count == seen {
-            count = self.raised.wait(count).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
 /// One unit of work for the model's thread.
-pub(super) struct Job {
-    pub stream: Arc<Stream>,
-    pub epoch: u64,
-    pub plan: Plan,
-    pub controls: Controls,
-    pub steps: u32,
-    pub level: u32,
+struct Job {
+    epoch: u64,
+    plan: Plan,
+    controls: Controls,
+    steps: u32,
+    level: u32,
 }
 
 struct Ready {
@@ -164,13 +140,14 @@ struct State {
 
 /// The shared part of a session; see the module's documentation.
 pub struct Stream {
-    pub(super) id: u64,
-    pub(super) threads: u32,
+    threads: u32,
     opened: Instant,
     state: Mutex<State>,
     changed: Condvar,
     epoch: AtomicU64,
     closed: AtomicBool,
+    /// The temporal state with the epoch it belongs to; locked only while at work.
+    rollout: Mutex<Option<(u64, Rollout)>>,
     /// Held while an event is sent, so that none is sent after [`Stream::close`] has returned.
     sending: Mutex<()>,
     events: Box<dyn Fn(Event) + Send + Sync>,
@@ -186,9 +163,7 @@ impl Stream {
         events: Box<dyn Fn(Event) + Send + Sync>,
         work: Arc<Signal>,
     ) -> Self {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Self {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             threads,
             opened: Instant::now(),
             state: Mutex::new(State {
@@ -210,6 +185,7 @@ impl Stream {
             changed: Condvar::new(),
             epoch: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            rollout: Mutex::default(),
             sending: Mutex::new(()),
             events,
             work,
@@ -394,34 +370,13 @@ impl Stream {
         drop(self.sending.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    // The model's side.
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
-    }
-
     /// Whether a job has been overtaken by a restart or by the end of its stream.
-    pub(super) fn is_stale(&self, epoch: u64) -> bool {
+    fn is_stale(&self, epoch: u64) -> bool {
         self.is_closed() || self.epoch.load(Ordering::SeqCst) != epoch
     }
 
-    pub(super) fn send(&self, event: Event) {
-        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.is_closed() {
-            (self.events)(event);
-        }
-    }
-
-    /// Tells the owner of an error and ends the stream.
-    pub(super) fn fail(&self, error: Arc<Error>) {
-        // First of all, so that whoever seeks on being told finds it.
-        self.lock().failed = Some(error.clone());
-        self.send(Event::Failed(error));
-        self.changed.notify_all();
-    }
-
     /// The next chunk to generate, if there is room for one and it is wanted.
-    pub(super) fn job(self: &Arc<Self>) -> Option<Job> {
+    fn job(&self) -> Option<Job> {
         let state = self.lock();
         let plan = state.plan.as_ref()?;
         let done = (plan.still && state.generated > state.origin)
@@ -433,7 +388,6 @@ impl Stream {
         let live = state.live_period.is_some();
         let ladder = &state.ladder;
         Some(Job {
-            stream: self.clone(),
             epoch: self.epoch.load(Ordering::SeqCst),
             plan: plan.clone(),
             controls: state.controls.clone(),
@@ -443,7 +397,7 @@ impl Stream {
     }
 
     /// Takes in a finished chunk unless its job is stale.
-    pub(super) fn finish(&self, job: &Job, chunk: Chunk, spent: Duration) {
+    fn finish(&self, job: &Job, chunk: Chunk, spent: Duration) {
         let mut state = self.lock();
         if self.is_stale(job.epoch) || chunk.frames.is_empty() {
             return;
@@ -475,6 +429,67 @@ impl Stream {
             frames: chunk.frames.into_iter().map(Arc::new).collect(),
             info: Arc::new(info),
         });
+        self.changed.notify_all();
+    }
+
+    fn chunk(&self, pipeline: &Pipeline, job: &Job, quit: &AtomicBool) -> Result<Chunk, Error> {
+        let cancel = || self.is_stale(job.epoch) || quit.load(Ordering::SeqCst);
+        let mut kept = self.rollout.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_none_or(|(epoch, _)| *epoch != job.epoch) {
+            *kept = None;
+            // The plan's steps are those of its beginning, which may be why an earlier attempt failed.
+            let request = job.plan.request.clone().with_num_inference_steps(job.steps);
+            *kept = Some((job.epoch, Rollout::new(pipeline, request)?));
+        }
+        let Some((_, rollout)) = kept.as_mut() else { return Err(Error::Cancelled) };
+        rollout.set_num_inference_steps(pipeline, job.steps)?;
+        let chunk = if job.plan.still {
+            rollout.still(pipeline, &job.controls, &cancel)
+        } else {
+            rollout.next_chunk(pipeline, &job.controls, &cancel)
+        };
+        if chunk.as_ref().is_err_and(|error| !matches!(error, Error::Cancelled)) {
+            // Its caches may be half written.
+            *kept = None;
+        }
+        chunk
+    }
+}
+
+impl Client for Stream {
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    fn has_work(&self) -> bool {
+        self.job().is_some()
+    }
+
+    fn work(&self, pipeline: &Pipeline, quit: &AtomicBool) {
+        let Some(job) = self.job() else { return };
+        let started = Instant::now();
+        match torch::guarded(|| self.chunk(pipeline, &job, quit)) {
+            Ok(chunk) => self.finish(&job, chunk, started.elapsed()),
+            Err(Error::Cancelled) => (),
+            Err(error) => self.fail(Arc::new(error)),
+        }
+    }
+
+    fn send(&self, event: Event) {
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_closed() {
+            (self.events)(event);
+        }
+    }
+
+    fn fail(&self, error: Arc<Error>) {
+        // First of all, so that whoever seeks on being told finds it.
+        self.lock().failed = Some(error.clone());
+        self.send(Event::Failed(error));
         self.changed.notify_all();
     }
 }

@@ -10,8 +10,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use gstdit::pipeline::{FolderInfo, Pipeline};
+use gstdit::torch::Precision;
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+/// Tiny checkpoints of both families.
+pub const FOLDERS: [&str; 2] = ["t2v_public", "ti2v_public"];
 
 /// The folder `tests/fixtures/NAME`.
 pub fn fixture(name: &str) -> PathBuf {
@@ -19,11 +25,7 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 /// A folder with parts of a fixture (linked, not copied) and a changed `model_index.json`.
-pub fn linked(
-    name: &str,
-    parts: &[&str],
-    change: impl FnOnce(&mut serde_json::Value),
-) -> tempfile::TempDir {
+pub fn linked(name: &str, parts: &[&str], change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for part in parts {
         std::os::unix::fs::symlink(fixture(name).join(part), folder.path().join(part)).unwrap();
@@ -33,6 +35,30 @@ pub fn linked(
     change(&mut index);
     std::fs::write(folder.path().join("model_index.json"), index.to_string()).unwrap();
     folder
+}
+
+/// Loads a folder to the CPU.
+pub fn load(folder: &Path) -> Pipeline {
+    let info = FolderInfo::open(folder).unwrap();
+    Pipeline::load(&info, Device::Cpu, Precision::F32, &mut |_, _| true).unwrap()
+}
+
+/// The components of a fixture under a `model_index.json` with native values of its own.
+pub fn with_native(name: &str, native: Value) -> tempfile::TempDir {
+    let parts = ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"];
+    linked(name, &parts, |index| index["_dit"] = native)
+}
+
+/// Windowed and causal folders of both families.
+pub fn rolling_folders() -> Vec<tempfile::TempDir> {
+    let windowed = json!({"num_frames": 9, "num_inference_steps": 2, "context_latent_frames": 1});
+    let causal = json!({
+        "num_frames": 13, "num_inference_steps": 2, "causal": true, "block_latent_frames": 1
+    });
+    FOLDERS
+        .iter()
+        .flat_map(|name| [with_native(name, windowed.clone()), with_native(name, causal.clone())])
+        .collect()
 }
 
 /// One thing the reference computed.

@@ -253,9 +253,10 @@ impl BaseSrcImpl for DitSrc {
         });
         *locked(&self.state) = State { discont: true, ..State::default() };
         let progress = Progress::start(&*self.obj(), &opening.info.folder);
+        let controls = (settings.controls(), settings.steps());
         let events = progress.clone();
-        let session =
-            Session::open(opening, move |event| events.handle(&event)).map_err(|error| {
+        let session = Session::open(opening, controls, move |event| events.handle(&event))
+            .map_err(|error| {
                 progress.cancel();
                 loading::error_message(&error)
             })?;

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Work that is pushed to a model's thread, for elements that have input: jobs in, results out, in order.
+//!
+//! A [`Feed`] stands beside [`super::Session`], which is pulled from. What is done with a job is a [`Process`]: a plain
+//! struct that holds the temporal state of one stream (encoders, a restyler, statistics) and sees the model only while it
+//! is at work on the model's thread. `ditfilter` has one encoder and one restyler in its process; an element with two
+//! inputs has two encoders and one restyler:
+//!
+//! ```ignore
+//! struct Mixing { encoders: [VideoEncoder; 2], restyler: Option<Restyler>, texts: EmbeddingCache }
+//! struct Pair { a: Vec<Arc<RgbFrame>>, b: Vec<Arc<RgbFrame>>, position: f64, prompts: [String; 2] }
+//! impl Process for Mixing {
+//!     type Job = Pair;
+//!     type Output = Vec<RgbFrame>;
+//!     fn process(&mut self, pipeline: &Pipeline, pair: Pair, cancel: &dyn Fn() -> bool) -> Result<Vec<RgbFrame>> {
+//!         // video_of() each side, encode() it on a shallow_clone() of its encoder, mix the latents, texts.pair() and
+//!         // Embeddings::blend() the prompts, restyler.next_chunk(), keep the clones, rgb_frames().
+//!     }
+//!     fn reset(&mut self) { *self = Self::default() }
+//! }
+//! let feed = Feed::open(opening, Mixing::default(), events, |result| queue.push(result))?;
+//! let ticket = feed.submit(pair);   // returns at once; bound the number of jobs by feed.pending()
+//! feed.flush();                     // nothing submitted before is delivered afterwards
+//! ```
+//!
+//! A process that fails or is cancelled half-way is reset, unless it leaves no trace by itself: take clones, and put them
+//! back when everything has succeeded. Tickets count up, results come in their order.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::pipeline::{FolderInfo, Pipeline};
+use crate::torch;
+
+use super::model::{Client, Model};
+use super::signal::Signal;
+use super::stream::Event;
+use super::{Opening, registry};
+
+/// What is done with each job, and what that remembers from job to job.
+pub trait Process: Send + 'static {
+    type Job: Send + 'static;
+    type Output: Send + 'static;
+
+    /// Does one job, on the model's thread and without gradients.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] soon after `cancel` turns true; any other error is delivered in the place of the result, after
+    /// which the process is reset and the next job begins.
+    fn process(
+        &mut self,
+        pipeline: &Pipeline,
+        job: Self::Job,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Self::Output>;
+
+    /// Forgets the stream so far; the next job begins another.
+    fn reset(&mut self);
+}
+
+/// A finished job.
+pub struct Finished<T> {
+    /// What [`Feed::submit`] returned.
+    pub ticket: u64,
+    pub result: Result<T>,
+    /// Time on the model's thread.
+    pub spent: Duration,
+}
+
+/// One stream of jobs for a shared model; dropping it cancels what is under way.
+pub struct Feed<P: Process> {
+    model: Arc<Model>,
+    queue: Arc<Queue<P>>,
+}
+
+impl<P: Process> Feed<P> {
+    /// Joins the model that the opening names, which begins to load if no one else has it. Jobs wait for it.
+    ///
+    /// `events` tells of loading, `results` of finished jobs, both from the model's thread (`events` from this call too, when
+    /// the model is loaded already); they must return soon, and what they lock must not be held while calling
+    /// [`Feed::flush`] or [`Feed::close`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system gives no thread.
+    pub fn open(
+        opening: Opening,
+        process: P,
+        events: impl Fn(Event) + Send + Sync + 'static,
+        results: impl Fn(Finished<P::Output>) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let Opening { info, device, precision, threads } = opening;
+        let (model, queue, ready) = registry::attach(info, device, precision, |work| Queue {
+            threads,
+            state: Mutex::new(State { jobs: VecDeque::new(), next_ticket: 0, failed: false }),
+            process: Mutex::new((0, process)),
+            epoch: AtomicU64::new(0),
+            working: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            sending: Mutex::new(()),
+            events: Box::new(events),
+            results: Box::new(results),
+            work,
+        })?;
+        if ready {
+            queue.send(Event::Loaded);
+        }
+        Ok(Self { model, queue })
+    }
+
+    /// The model behind the feed; holding on to it keeps the weights for the next one.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// What the folder holds.
+    pub fn info(&self) -> &Arc<FolderInfo> {
+        self.model.info()
+    }
+
+    /// Adds a job and returns its ticket at once; None when the model could not be loaded or the feed is closed, and no
+    /// result will come.
+    pub fn submit(&self, job: P::Job) -> Option<u64> {
+        let mut state = self.queue.lock();
+        if state.failed || self.queue.is_closed() {
+            return None;
+        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        // Read under the lock, as a flush raises it.
+        let epoch = self.queue.epoch.load(Ordering::SeqCst);
+        state.jobs.push_back(Submitted { ticket, epoch, job });
+        drop(state);
+        self.queue.work.raise();
+        Some(ticket)
+    }
+
+    /// Jobs whose result has not been delivered.
+    pub fn pending(&self) -> usize {
+        let queued = self.queue.lock().jobs.len();
+        queued + usize::from(self.queue.working.load(Ordering::SeqCst))
+    }
+
+    /// Drops all jobs, cancels the one under way, and lets the process forget its stream before the next. Once this has
+    /// returned, no result of an earlier job is delivered.
+    pub fn flush(&self) {
+        let dropped = {
+            let mut state = self.queue.lock();
+            self.queue.epoch.fetch_add(1, Ordering::SeqCst);
+            std::mem::take(&mut state.jobs)
+        };
+        drop(dropped);
+        drop(self.queue.sending.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Ends everything for good; nothing is called once this has returned.
+    pub fn close(&self) {
+        self.queue.closed.store(true, Ordering::SeqCst);
+        self.flush();
+        self.queue.work.raise();
+    }
+}
+
+impl<P: Process> Drop for Feed<P> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct Submitted<J> {
+    ticket: u64,
+    epoch: u64,
+    job: J,
+}
+
+struct State<J> {
+    jobs: VecDeque<Submitted<J>>,
+    next_ticket: u64,
+    failed: bool,
+}
+
+/// The shared part of a feed.
+struct Queue<P: Process> {
+    threads: u32,
+    state: Mutex<State<P::Job>>,
+    /// With the epoch it has seen last; locked only while at work.
+    process: Mutex<(u64, P)>,
+    epoch: AtomicU64,
+    working: AtomicBool,
+    closed: AtomicBool,
+    /// Held while something is delivered, so that nothing is after a flush or the end.
+    sending: Mutex<()>,
+    events: Box<dyn Fn(Event) + Send + Sync>,
+    results: Box<dyn Fn(Finished<P::Output>) + Send + Sync>,
+    work: Arc<Signal>,
+}
+
+impl<P: Process> Queue<P> {
+    fn lock(&self) -> MutexGuard<'_, State<P::Job>> {
+        // A panic elsewhere is reported by whoever catches it; the plain data here stays usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stale(&self, epoch: u64) -> bool {
+        self.is_closed() || self.epoch.load(Ordering::SeqCst) != epoch
+    }
+
+    fn deliver(&self, epoch: u64, finished: Finished<P::Output>) {
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        self.working.store(false, Ordering::SeqCst);
+        if !self.is_stale(epoch) {
+            (self.results)(finished);
+        }
+    }
+}
+
+impl<P: Process> Client for Queue<P> {
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    fn has_work(&self) -> bool {
+        !self.is_closed() && !self.lock().jobs.is_empty()
+    }
+
+    fn work(&self, pipeline: &Pipeline, quit: &AtomicBool) {
+        let taken = {
+            let mut state = self.lock();
+            let taken = state.jobs.pop_front();
+            self.working.store(taken.is_some(), Ordering::SeqCst);
+            taken
+        };
+        let Some(Submitted { ticket, epoch, job }) = taken else { return };
+        let started = Instant::now();
+        let cancel = || self.is_stale(epoch) || quit.load(Ordering::SeqCst);
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, process) = &mut *process;
+        if std::mem::replace(seen, epoch) != epoch {
+            process.reset();
+        }
+        let result = torch::guarded(|| process.process(pipeline, job, &cancel));
+        if result.is_err() {
+            process.reset();
+        }
+        self.deliver(epoch, Finished { ticket, result, spent: started.elapsed() });
+    }
+
+    fn send(&self, event: Event) {
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_closed() {
+            (self.events)(event);
+        }
+    }
+
+    fn fail(&self, error: Arc<Error>) {
+        // No result comes any more; the owner is told of it once.
+        let dropped = {
+            let mut state = self.lock();
+            state.failed = true;
+            std::mem::take(&mut state.jobs)
+        };
+        drop(dropped);
+        self.send(Event::Failed(error));
+    }
+}
