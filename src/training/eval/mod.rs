@@ -62,7 +62,6 @@ struct Measured {
     /// The steps and guidance that were used.
     steps: u32,
     guidance_scale: f64,
-    parameters: i64,
 }
 
 /// Evaluates and writes `eval.json` and contact sheets; the table goes to standard output.
@@ -103,7 +102,6 @@ fn measure(
         reconstruction: (options.reconstructions > 0).then(|| reconstruct(options, pipeline)),
         steps: options.sampling.num_inference_steps.unwrap_or(native.num_inference_steps),
         guidance_scale: options.sampling.guidance_scale.unwrap_or(native.guidance_scale),
-        parameters: pipeline.info().transformer.num_parameters(),
     })
 }
 
