@@ -7,9 +7,14 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use common::fixture;
+use gstdit::models::transformer_wan::{
+    AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
+};
+use gstdit::nn::attention::KvAccess;
 use gstdit::pipeline::{FolderInfo, Pipeline};
 use gstdit::torch::Precision;
-use gstdit::weights::{Checkpoint, safetensors};
+use gstdit::weights::lora::Adapters;
+use gstdit::weights::{Checkpoint, Parameters, Source, safetensors};
 use support::{Rig, TINY, folder_with, init, pixels, played};
 use tch::{Device, Kind, Tensor};
 
@@ -50,16 +55,16 @@ fn error(lora: &Path) -> String {
     text
 }
 
-/// Features of a prompt in the transformer's last layer's place: a whole forward pass.
+/// A whole forward pass of the pipeline's transformer.
 fn flow(pipeline: &Pipeline) -> Tensor {
-    use gstdit::models::transformer_wan::{AttentionPattern, Timestep, TransformerInput};
-    use gstdit::nn::attention::KvAccess;
+    forward(&pipeline.transformers()[0], &pipeline.encode_prompt_to("a prompt", 16).unwrap())
+}
+
+fn forward(model: &WanTransformer3DModel, embeds: &Tensor) -> Tensor {
     let _no_grad = tch::no_grad_guard();
-    let model = &pipeline.transformers()[0];
     tch::manual_seed(5);
     let latents = Tensor::randn([1, model.config().in_channels, 2, 4, 4], OPTIONS);
-    let embeds = pipeline.encode_prompt_to("a prompt", 16).unwrap();
-    let context = model.context(&embeds, None);
+    let context = model.context(embeds, None);
     let layout = model.layout([2, 4, 4], 0, AttentionPattern::Full);
     model.forward(TransformerInput {
         hidden_states: &latents,
@@ -111,6 +116,48 @@ fn merging_is_adding_the_product() {
     assert!(off(&merged, &plain) > 1e-3);
     let without = flow(&load(&info.with_lora(&lora, 0.0).unwrap()).unwrap());
     assert_eq!(off(&without, &plain), 0.0);
+}
+
+#[test]
+fn a_merged_lora_does_what_its_adapters_did_in_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let info = FolderInfo::open(&fixture("t2v_public")).unwrap();
+    let transformer = info.folder.join("transformer");
+    let checkpoint = Checkpoint::open(&transformer, "diffusion_pytorch_model").unwrap();
+    let wanted = |layer: &str| layer.contains("attn") || layer.contains("ffn");
+    let adapters = Adapters::new(3, 6.0, wanted, Parameters::default());
+    let source = Source::frozen(checkpoint).adapted(adapters);
+    let model =
+        WanTransformer3DModel::new(&source.weights(Kind::Float, Device::Cpu), &info.transformer)
+            .unwrap();
+    let plain = load(&info).unwrap();
+    let embeds = plain.encode_prompt_to("a prompt", 16).unwrap();
+    let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+    // B begins at zero: nothing is changed yet.
+    assert_eq!(off(&forward(&model, &embeds), &flow(&plain)), 0.0);
+    let named = source.parameters().unwrap().named();
+    // Two attentions of four layers and a feed-forward of two, in each of two blocks, two matrices each.
+    assert_eq!(named.len(), 2 * (2 * 4 + 2) * 2);
+    tch::no_grad(|| {
+        for (name, mut tensor) in source.parameters().unwrap().named() {
+            if name.contains("lora_B") {
+                let _ = tensor.normal_(0.0, 0.1);
+            }
+        }
+    });
+    let mut tensors: Vec<(String, Tensor)> = Vec::new();
+    for (name, tensor) in named {
+        let layer = name.trim_end_matches(".lora_A.weight").to_owned();
+        if layer != name {
+            tensors.push((format!("transformer.{layer}.alpha"), Tensor::from_slice(&[6.0f32])));
+        }
+        tensors.push((format!("transformer.{name}"), tensor));
+    }
+    let lora = write(folder.path(), "lora.safetensors", &tensors);
+    let merged = flow(&load(&info.with_lora(&lora, 1.0).unwrap()).unwrap());
+    let trained = forward(&model, &embeds);
+    assert!(off(&merged, &trained) < 1e-4, "{}", off(&merged, &trained));
+    assert!(off(&merged, &flow(&plain)) > 1e-3);
 }
 
 #[test]
