@@ -93,7 +93,7 @@ pub(crate) fn first_line(message: &str) -> String {
 }
 
 /// The first few of a list of names, and how many more there are.
-fn listed(names: &[String]) -> String {
+pub(crate) fn listed(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use gstdit::training::eval::scaling;
 use gstdit::training::generate::Sampling;
-use gstdit::training::{dit, eval, vae};
+use gstdit::training::{dit, eval, finetune, vae};
 
 /// Trains latent video diffusion models on the procedural world; every command resumes where it stopped.
 #[derive(Parser)]
@@ -23,6 +23,8 @@ enum Command {
     Vae(VaeArgs),
     /// Train the transformer and its text encoder on latents of a finished autoencoder.
     Dit(DitArgs),
+    /// Teach a finished folder clips of your own.
+    Finetune(FinetuneArgs),
     /// Measure one or more finished folders on held-out prompts.
     Eval(EvalArgs),
     /// Draw quality against training compute from results of `eval`.
@@ -105,6 +107,41 @@ struct DitArgs {
 }
 
 #[derive(Args)]
+struct FinetuneArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The pipeline folder to begin with.
+    #[arg(long, default_value = "models/default")]
+    model: PathBuf,
+    /// Folder of clips and pictures of any format, each with its caption in a .txt of the same name, or all in a .jsonl.
+    #[arg(long)]
+    data: PathBuf,
+    /// Rank of the low-rank changes (LoRA) that are trained.
+    #[arg(long, default_value_t = 16)]
+    rank: i64,
+    /// Train transformer and text encoder themselves instead of a LoRA.
+    #[arg(long, conflicts_with = "rank")]
+    full: bool,
+    #[arg(long, default_value_t = 400)]
+    steps: u64,
+    /// Small models want more than large ones: 1e-3 for the default model's LoRA, 1e-4 for Wan's.
+    #[arg(long, default_value_t = 5e-4)]
+    learning_rate: f64,
+    /// Tokens of video in a batch.
+    #[arg(long, default_value_t = 840)]
+    batch_tokens: i64,
+    /// Threads that make a share of each batch; 0 for one a core, or one on a GPU.
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
+    /// Steps between saved states, results and contact sheets.
+    #[arg(long, default_value_t = 100)]
+    save_every: u64,
+    /// A prompt for the contact sheets; give it again for several. The first captions unless given.
+    #[arg(long)]
+    sample: Vec<String>,
+}
+
+#[derive(Args)]
 struct EvalArgs {
     #[command(flatten)]
     common: Common,
@@ -169,6 +206,23 @@ fn main() -> Result<()> {
                 num_inference_steps: args.steps,
                 guidance_scale: args.guidance_scale,
             },
+            seed: args.common.seed,
+        }),
+        Command::Finetune(args) => finetune::train(&finetune::FinetuneOptions {
+            device: args.common.prepare()?,
+            model: args.model,
+            data: args.data,
+            out: args.common.out,
+            method: match args.full {
+                true => finetune::Method::Full,
+                false => finetune::Method::Lora { rank: args.rank },
+            },
+            steps: args.steps,
+            learning_rate: args.learning_rate,
+            batch_tokens: args.batch_tokens,
+            workers: args.workers,
+            save_every: args.save_every,
+            samples: args.sample,
             seed: args.common.seed,
         }),
         Command::PlotScaling(args) => scaling::plot(&scaling::ScalingOptions {

@@ -33,7 +33,11 @@ pub fn opening(settings: &Settings) -> Result<Opening> {
         Some(folder) => existing(folder)?,
         None => default_model()?,
     };
-    let info = Arc::new(FolderInfo::open(&folder)?);
+    let info = FolderInfo::open(&folder)?;
+    let info = Arc::new(match settings.lora() {
+        Some((path, scale)) => info.with_lora(&path, scale)?,
+        None => info,
+    });
     Ok(Opening {
         info,
         device: torch::resolve_device(&settings.device)?,

@@ -39,6 +39,8 @@ impl From<DitPrecision> for Precision {
 }
 
 const MODEL_PATH: &str = "model-path";
+const LORA: &str = "lora";
+const LORA_SCALE: &str = "lora-scale";
 const DEVICE: &str = "device";
 const PRECISION: &str = "precision";
 const THREADS: &str = "threads";
@@ -53,12 +55,16 @@ const OWN_GUIDANCE: f64 = -1.0;
 const MAX_STEPS: u32 = 1000;
 const MAX_GUIDANCE: f64 = 100.0;
 const MAX_THREADS: u32 = 1024;
+const MAX_LORA_SCALE: f64 = 10.0;
 
 /// Values of the shared properties.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Empty for the model that comes with the plugin.
     pub model_path: String,
+    /// Empty for none.
+    pub lora: String,
+    pub lora_scale: f64,
     pub device: String,
     pub precision: DitPrecision,
     /// 0 for libtorch's default.
@@ -75,6 +81,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             model_path: String::new(),
+            lora: String::new(),
+            lora_scale: 1.0,
             device: "auto".into(),
             precision: DitPrecision::default(),
             threads: 0,
@@ -111,6 +119,20 @@ impl Settings {
                 .nick("Model path")
                 .blurb("Folder of a Wan checkpoint in the diffusers layout (it holds model_index.json); empty: the model that comes with the plugin")
                 .default_value(Some(default.model_path.as_str()))
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecString::builder(LORA)
+                .nick("LoRA")
+                .blurb("Safetensors file with low-rank changes (LoRA) to merge into the model's weights, as dit-train finetune and diffusers write it; empty: none")
+                .default_value(Some(default.lora.as_str()))
+                .mutable_ready()
+                .build(),
+            glib::ParamSpecDouble::builder(LORA_SCALE)
+                .nick("LoRA scale")
+                .blurb("How strongly the LoRA changes the model (factor; 1 = as trained, 0 = not at all)")
+                .minimum(-MAX_LORA_SCALE)
+                .maximum(MAX_LORA_SCALE)
+                .default_value(default.lora_scale)
                 .mutable_ready()
                 .build(),
             glib::ParamSpecString::builder(DEVICE)
@@ -178,6 +200,8 @@ impl Settings {
         let text = || value.get::<Option<String>>().ok().flatten().unwrap_or_default();
         match name {
             MODEL_PATH => self.model_path = text(),
+            LORA => self.lora = text(),
+            LORA_SCALE => self.lora_scale = value.get().ok()?,
             DEVICE => self.device = text(),
             PRECISION => self.precision = value.get().ok()?,
             THREADS => self.threads = value.get().ok()?,
@@ -189,7 +213,9 @@ impl Settings {
             _ => return None,
         }
         match name {
-            MODEL_PATH | DEVICE | PRECISION | THREADS => Some(Effect::NextStart),
+            MODEL_PATH | LORA | LORA_SCALE | DEVICE | PRECISION | THREADS => {
+                Some(Effect::NextStart)
+            }
             _ => Some(Effect::NextChunk),
         }
     }
@@ -198,6 +224,8 @@ impl Settings {
     pub fn get(&self, name: &str) -> Option<glib::Value> {
         Some(match name {
             MODEL_PATH => self.model_path.to_value(),
+            LORA => self.lora.to_value(),
+            LORA_SCALE => self.lora_scale.to_value(),
             DEVICE => self.device.to_value(),
             PRECISION => self.precision.to_value(),
             THREADS => self.threads.to_value(),
@@ -223,6 +251,11 @@ impl Settings {
     /// The number of steps asked for; None for the model's own.
     pub fn steps(&self) -> Option<u32> {
         (self.steps > 0).then_some(self.steps)
+    }
+
+    /// The LoRA file asked for, with its scale.
+    pub fn lora(&self) -> Option<(PathBuf, f64)> {
+        (!self.lora.is_empty()).then(|| (PathBuf::from(&self.lora), self.lora_scale))
     }
 
     /// The folder asked for; None for the model that comes with the plugin.

@@ -9,13 +9,15 @@ pub mod conv3d;
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
+use crate::weights::lora::Adapter;
 use crate::weights::{Init, Weights};
 
-/// `y = x W^T + b`.
+/// `y = x W^T + b`, and what an adapter adds while one is trained.
 #[derive(Debug)]
 pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -34,7 +36,7 @@ impl Linear {
     pub fn with_init(w: &Weights, input: i64, output: i64, init: Init) -> Result<Self> {
         let weight = w.get("weight", &[output, input], init)?;
         let bias = Some(w.get("bias", &[output], Init::Zeros)?);
-        Ok(Self { weight, bias })
+        Ok(Self { weight, bias, adapter: w.adapter(output, input)? })
     }
 
     /// A layer without bias.
@@ -42,12 +44,18 @@ impl Linear {
     /// # Errors
     /// Those of [`Weights::get`].
     pub fn without_bias(w: &Weights, input: i64, output: i64, init: Init) -> Result<Self> {
-        Ok(Self { weight: w.get("weight", &[output, input], init)?, bias: None })
+        let weight = w.get("weight", &[output, input], init)?;
+        Ok(Self { weight, bias: None, adapter: w.adapter(output, input)? })
     }
 
     /// `[.., in]` to `[.., out]` in the kind of the weight.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.to_kind(self.weight.kind()).linear(&self.weight, self.bias.as_ref())
+        let x = x.to_kind(self.weight.kind());
+        let y = x.linear(&self.weight, self.bias.as_ref());
+        match &self.adapter {
+            None => y,
+            Some(adapter) => y + adapter.forward(&x),
+        }
     }
 }
 

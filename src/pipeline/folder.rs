@@ -12,6 +12,7 @@ use crate::models::clip_vision::ClipVisionConfig;
 use crate::models::transformer_wan::WanTransformer3DModelConfig;
 use crate::models::umt5::Umt5Config;
 use crate::schedulers::SchedulerConfig;
+use crate::weights::lora::LoraFile;
 
 /// What a model is best used at: the key `_dit` of `model_index.json`, else what its family is published with.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -118,6 +119,8 @@ pub struct FolderInfo {
     pub boundary_ratio: Option<f64>,
     /// Whether frames may have timesteps of their own.
     pub expand_timesteps: bool,
+    /// Low-rank changes to merge into the weights when they are loaded.
+    pub lora: Option<LoraFile>,
 }
 
 impl FolderInfo {
@@ -158,12 +161,25 @@ impl FolderInfo {
             vae,
             text_encoder,
             image_encoder,
+            lora: None,
         };
         info.check_agreement("transformer", &info.transformer)?;
         if let Some(transformer_2) = &info.transformer_2 {
             info.check_agreement("transformer_2", transformer_2)?;
         }
         Ok(info)
+    }
+
+    /// The same folder with a LoRA file to be merged into its weights; the file itself is read when they are.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there is no such file.
+    pub fn with_lora(mut self, path: &Path, scale: f64) -> Result<Self> {
+        if !path.is_file() {
+            return Err(Error::checkpoint(path, "no such file; lora names a safetensors file"));
+        }
+        self.lora = Some(LoraFile { path: path.to_owned(), scale });
+        Ok(self)
     }
 
     /// Whether a transformer fits the other components.

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
 use tch::{Device, Kind};
 
@@ -15,6 +16,7 @@ use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::WanTransformer3DModel;
 use crate::models::umt5::UMT5EncoderModel;
 use crate::torch::{Precision, guarded, kind_bytes};
+use crate::weights::lora::Lora;
 use crate::weights::{Checkpoint, Source, Weights};
 
 /// Stem of the weight files of transformers and autoencoder.
@@ -48,6 +50,7 @@ struct Component<'a> {
     stem: &'a str,
     kind: Kind,
     device: Device,
+    lora: Option<Rc<Lora>>,
 }
 
 impl Component<'_> {
@@ -60,7 +63,8 @@ impl Component<'_> {
     ) -> Result<T> {
         let phase = format!("loading {}", self.name);
         meter.add(&phase, 0)?;
-        let source = Source::frozen(Checkpoint::open(&self.folder.join(self.name), self.stem)?);
+        let source = Source::frozen(Checkpoint::open(&self.folder.join(self.name), self.stem)?)
+            .merged_with(self.lora.clone(), self.name);
         let observer = |bytes: u64| meter.add(&phase, bytes);
         let model = build(&source.weights(self.kind, self.device).observed(&observer))?;
         source.check_all_used(may_ignore)?;
@@ -89,10 +93,21 @@ struct Components<'a> {
 }
 
 impl<'a> Components<'a> {
-    fn of(info: &'a FolderInfo, device: Device, precision: Precision) -> Self {
+    fn of(
+        info: &'a FolderInfo,
+        device: Device,
+        precision: Precision,
+        lora: Option<&Rc<Lora>>,
+    ) -> Self {
         let kind = precision.kind(device);
-        let component =
-            |name, stem, kind| Component { folder: &info.folder, name, stem, kind, device };
+        let component = |name, stem, kind| Component {
+            folder: &info.folder,
+            name,
+            stem,
+            kind,
+            device,
+            lora: lora.cloned(),
+        };
         let mut transformers = vec![component("transformer", DIFFUSERS_STEM, kind)];
         if info.transformer_2.is_some() {
             transformers.push(component("transformer_2", DIFFUSERS_STEM, kind));
@@ -119,7 +134,7 @@ impl<'a> Components<'a> {
 
 /// Bytes of a folder's weights once loaded.
 pub(super) fn weight_bytes(info: &FolderInfo, device: Device, precision: Precision) -> Result<u64> {
-    Components::of(info, device, precision).all().map(Component::bytes).sum()
+    Components::of(info, device, precision, None).all().map(Component::bytes).sum()
 }
 
 impl Pipeline {
@@ -136,7 +151,8 @@ impl Pipeline {
         guarded(|| {
             let total = weight_bytes(info, device, precision)?;
             let meter = Meter { progress: RefCell::new(progress), done: RefCell::new(0), total };
-            let components = Components::of(info, device, precision);
+            let lora = info.lora.as_ref().map(Lora::open).transpose()?.map(Rc::new);
+            let components = Components::of(info, device, precision, lora.as_ref());
             let tokenizer = PromptTokenizer::from_folder(&info.folder.join("tokenizer"))?;
             check_vocabulary(info, &tokenizer)?;
             let text_encoder =
@@ -157,6 +173,9 @@ impl Pipeline {
                     })
                 })
                 .collect::<Result<Vec<_>>>()?;
+            if let Some(lora) = &lora {
+                lora.check_all_used()?;
+            }
             Ok(Self {
                 info: info.clone(),
                 device,

@@ -56,6 +56,19 @@ impl SchedulerConfig {
         Self::from_json(&path, &class_name, value)
     }
 
+    /// Whether the model's output is the clean sample, not the flow.
+    pub fn predicts_sample(&self) -> bool {
+        matches!(self, Self::UniPc(config) if config.predicts_sample())
+    }
+
+    /// How far the noise levels are shifted towards noise; 1 for not at all.
+    pub fn shift(&self) -> f64 {
+        match self {
+            Self::UniPc(config) => config.flow_shift,
+            Self::FlowMatchEuler(config) => config.shift,
+        }
+    }
+
     /// Checks the settings `value` of the scheduler `class_name`; `path` is what errors name.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use tch::{Device, Tensor};
 
 use super::bank::{Bucket, Shape};
 use super::captions::{canonical, caption};
+use super::trainer::Batches;
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::models::transformer_wan::AttentionPattern;
 
@@ -20,18 +21,30 @@ const MEETINGS: f64 = 12.0;
 /// Share of steps on clips, once they have come in.
 const CLIP_SHARE: f64 = 0.7;
 
+/// Shift of the noise levels of the default model.
+const SHIFT: f64 = 2.0;
+
 /// A stream of random numbers that is a pure function of seed and step.
-pub(super) struct Draws(u64);
+pub(super) struct Draws {
+    state: u64,
+    /// How far noise levels are shifted towards noise; 1 for not at all.
+    shift: f64,
+}
 
 impl Draws {
     pub(super) fn new(seed: u64, step: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ step.wrapping_mul(0xd134_2543_de82_ef95))
+        let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self { state: seed ^ step.wrapping_mul(0xd134_2543_de82_ef95), shift: SHIFT }
+    }
+
+    pub(super) fn with_shift(self, shift: f64) -> Self {
+        Self { shift, ..self }
     }
 
     /// SplitMix64 (Steele, Lea, Flood 2014).
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
@@ -41,12 +54,12 @@ impl Draws {
     }
 
     /// A noise level: logit-normal (Esser et al., arXiv 2403.03206), shifted towards noise.
-    fn level(&mut self) -> f32 {
-        const SHIFT: f64 = 2.0;
+    pub(super) fn level(&mut self) -> f32 {
+        let shift = self.shift;
         let radius = (-2.0 * self.unit().max(1e-12).ln()).sqrt();
         let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
         let s = 1.0 / (1.0 + (-1.1 * normal).exp());
-        (SHIFT * s / (1.0 + (SHIFT - 1.0) * s)) as f32
+        (shift * s / (1.0 + (shift - 1.0) * s)) as f32
     }
 
     /// Levels of the latent frames of one window; level 0 means known. A window that continues a clip always has
@@ -121,9 +134,10 @@ impl Sampler {
         ];
         Self { options, vae, images, clips }
     }
+}
 
-    /// The batch of a step.
-    pub fn batch(&mut self, step: u64) -> Batch {
+impl Batches for Sampler {
+    fn batch(&mut self, step: u64) -> Batch {
         let mut draws = Draws::new(self.options.seed, step);
         let early = step < self.options.image_steps;
         let clip = !early && draws.unit() < CLIP_SHARE;

@@ -8,15 +8,12 @@ use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use super::batch::BLOCK_LATENT_FRAMES;
-use super::dit::{DitOptions, MAX_SEQUENCE_LENGTH, Models};
+use super::dit::{DitOptions, MAX_SEQUENCE_LENGTH};
+use super::trainer::{Blueprint, Sources};
 use crate::weights::{Parameters, safetensors};
 
 /// Writes `model/` below the output folder: configurations, weights in f16, tokenizer, autoencoder.
-pub(super) fn write(
-    options: &DitOptions,
-    models: &Models,
-    [dit, umt5]: [&Parameters; 2],
-) -> Result<()> {
+pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sources) -> Result<()> {
     let folder = options.out.join("model");
     let part = |name: &str| -> Result<_> {
         let path = folder.join(name);
@@ -26,16 +23,15 @@ pub(super) fn write(
     json_file(&part("")?.join("model_index.json"), model_index())?;
     json_file(&part("scheduler")?.join("scheduler_config.json"), scheduler())?;
     let transformer = part("transformer")?;
-    let mut config = serde_json::to_value(&models.transformer_config)?;
+    let mut config = serde_json::to_value(&blueprint.transformer)?;
     config["_class_name"] = "WanTransformer3DModel".into();
     json_file(&transformer.join("config.json"), config)?;
-    weights(&transformer.join("diffusion_pytorch_model.safetensors"), dit)?;
     let text_encoder = part("text_encoder")?;
-    let mut config = serde_json::to_value(&models.text_encoder_config)?;
+    let mut config = serde_json::to_value(&blueprint.text_encoder)?;
     config["architectures"] = json!(["UMT5EncoderModel"]);
     config["model_type"] = "umt5".into();
     json_file(&text_encoder.join("config.json"), config)?;
-    weights(&text_encoder.join("model.safetensors"), umt5)?;
+    trained_weights(&folder, sources)?;
     copy_folder(&options.out.join("tokenizer"), &part("tokenizer")?)?;
     copy_folder(&options.vae, &part("vae")?)
 }
@@ -89,6 +85,15 @@ fn json_file(path: &Path, value: Value) -> Result<()> {
         .with_context(|| path.display().to_string())
 }
 
+/// Writes the weights of the parts that are trained into a pipeline folder.
+pub(super) fn trained_weights(folder: &Path, sources: &Sources) -> Result<()> {
+    for (part, parameters) in sources.trained() {
+        let stem = if part == "transformer" { "diffusion_pytorch_model" } else { "model" };
+        weights(&folder.join(part).join(format!("{stem}.safetensors")), parameters)?;
+    }
+    Ok(())
+}
+
 fn weights(path: &Path, parameters: &Parameters) -> Result<()> {
     let named: Vec<(String, Tensor)> = parameters
         .named()
@@ -98,9 +103,15 @@ fn weights(path: &Path, parameters: &Parameters) -> Result<()> {
     Ok(safetensors::write(path, named.iter().map(|(name, t)| (name.clone(), t)))?)
 }
 
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+/// Copies a folder with all that is in it.
+pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).with_context(|| to.display().to_string())?;
     for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
         let entry = entry?;
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &to.join(entry.file_name()))?;
+            continue;
+        }
         std::fs::copy(entry.path(), to.join(entry.file_name()))
             .with_context(|| entry.path().display().to_string())?;
     }

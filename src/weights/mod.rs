@@ -2,16 +2,19 @@
 //! Named weights for model constructors: the same constructor asks a file (inference) or a set of trainable
 //! parameters (training) for each tensor, by name and shape.
 
+pub mod lora;
 pub mod safetensors;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::torch::kind_bytes;
+use lora::{Adapter, Adapters, Lora};
 pub use safetensors::Checkpoint;
 
 /// How a parameter starts when it is made for training and no checkpoint holds it.
@@ -81,6 +84,9 @@ impl Parameters {
 pub struct Frozen {
     checkpoint: Checkpoint,
     used: RefCell<BTreeSet<String>>,
+    /// A file to merge, and the component that these weights are in its keys.
+    lora: Option<(Rc<Lora>, String)>,
+    adapters: Option<Adapters>,
 }
 
 /// Where weights come from.
@@ -94,7 +100,32 @@ pub enum Source {
 impl Source {
     /// Weights of an opened checkpoint, for inference.
     pub fn frozen(checkpoint: Checkpoint) -> Self {
-        Self::Frozen(Frozen { checkpoint, used: RefCell::default() })
+        let used = RefCell::default();
+        Self::Frozen(Frozen { checkpoint, used, lora: None, adapters: None })
+    }
+
+    /// The same weights with those of a file merged into them, as far as they are meant for `component`.
+    pub fn merged_with(mut self, lora: Option<Rc<Lora>>, component: &str) -> Self {
+        if let Self::Frozen(frozen) = &mut self {
+            frozen.lora = lora.map(|lora| (lora, component.to_owned()));
+        }
+        self
+    }
+
+    /// The same weights with adapters to train beside them.
+    pub fn adapted(mut self, adapters: Adapters) -> Self {
+        if let Self::Frozen(frozen) = &mut self {
+            frozen.adapters = Some(adapters);
+        }
+        self
+    }
+
+    /// What is trained: all parameters, or the adapters of frozen weights, or nothing.
+    pub fn parameters(&self) -> Option<&Parameters> {
+        match self {
+            Self::Trainable(parameters) => Some(parameters),
+            Self::Frozen(frozen) => frozen.adapters.as_ref().map(Adapters::parameters),
+        }
     }
 
     /// The root from which a model takes its tensors in `kind` on `device` (training is always f32).
@@ -174,13 +205,43 @@ impl<'a> Weights<'a> {
                 if frozen.checkpoint.shape(&path).is_some() {
                     check_shape(&frozen.checkpoint, &path, shape)?;
                 }
-                let tensor = frozen.checkpoint.float(&path, self.kind, self.device)?;
+                let tensor = self.merged(frozen, &path, shape)?;
                 frozen.used.borrow_mut().insert(path);
                 if let Some(observer) = self.observer {
                     observer(tensor.numel() as u64 * kind_bytes(self.kind))?;
                 }
                 Ok(tensor)
             }
+        }
+    }
+
+    /// A tensor of the files with what a LoRA adds to it.
+    fn merged(&self, frozen: &Frozen, path: &str, shape: &[i64]) -> Result<Tensor> {
+        let change = match (&frozen.lora, path.strip_suffix(".weight")) {
+            (Some((lora, component)), Some(layer)) => {
+                lora.change(component, layer, shape, self.device)?
+            }
+            _ => None,
+        };
+        match change {
+            None => frozen.checkpoint.float(path, self.kind, self.device),
+            Some(change) => {
+                let weight = frozen.checkpoint.float(path, Kind::Float, self.device)?;
+                Ok(weight.f_add(&change)?.f_to_kind(self.kind)?)
+            }
+        }
+    }
+
+    /// The adapter to be trained beside the layer of this place, whose weight is `[output, input]`, if there is to be one.
+    ///
+    /// # Errors
+    /// Those of [`Weights::get`].
+    pub fn adapter(&self, output: i64, input: i64) -> Result<Option<Adapter>> {
+        match self.source {
+            Source::Frozen(Frozen { adapters: Some(adapters), .. }) => {
+                adapters.adapter(&self.prefix, [output, input], self.device)
+            }
+            _ => Ok(None),
         }
     }
 

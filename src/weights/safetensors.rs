@@ -86,12 +86,6 @@ impl Checkpoint {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Elements of all tensors.
-    pub fn numel(&self) -> u64 {
-        let elements = |name| self.shape(name).unwrap_or_default().iter().product::<i64>() as u64;
-        self.names().map(elements).sum()
-    }
-
     /// Bytes of all tensors on disk.
     pub fn total_bytes(&self) -> u64 {
         self.entries.values().map(|entry| entry.bytes as u64).sum()

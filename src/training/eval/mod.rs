@@ -22,7 +22,6 @@ use super::world::{Scene, Split};
 use super::{captions, sheet, vae};
 use crate::nn::conv3d::FeatureCaches;
 use crate::pipeline::Pipeline;
-use crate::weights::Checkpoint;
 use clips::{Clips, Subject};
 use long::Long;
 
@@ -63,7 +62,6 @@ struct Measured {
     /// The steps and guidance that were used.
     steps: u32,
     guidance_scale: f64,
-    parameters: u64,
 }
 
 /// Evaluates and writes `eval.json` and contact sheets; the table goes to standard output.
@@ -104,8 +102,6 @@ fn measure(
         reconstruction: (options.reconstructions > 0).then(|| reconstruct(options, pipeline)),
         steps: options.sampling.num_inference_steps.unwrap_or(native.num_inference_steps),
         guidance_scale: options.sampling.guidance_scale.unwrap_or(native.guidance_scale),
-        parameters: Checkpoint::open(&folder.join("transformer"), "diffusion_pytorch_model")?
-            .numel(),
     })
 }
 

@@ -132,7 +132,6 @@ fn clips_json(clips: &Clips) -> Value {
 fn model_json(model: &Measured, truth: &Clips) -> Value {
     let mut json = clips_json(&model.clips);
     json["model"] = json!(model.folder.display().to_string());
-    json["transformer_parameters"] = json!(model.parameters);
     json["num_inference_steps"] = json!(model.steps);
     json["guidance_scale"] = json!(model.guidance_scale);
     json["seconds_a_clip"] = json!(model.clips.seconds_a_clip);

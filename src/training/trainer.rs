@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: MPL-2.0
+//! What every training of a transformer shares: the models over one set of parameters, the loss, workers in parallel,
+//! and the loop that steps, saves and resumes. What differs is data: where parameters start, which of them are
+//! trained, and where batches come from.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Scope;
+
+use anyhow::{Context, Result};
+use tch::{Device, Kind, Tensor};
+
+use super::batch::Batch;
+use super::optim::{AdamW, Hyper, trapezoid_schedule};
+use super::progress::Progress;
+use crate::models::tokenizer::PromptTokenizer;
+use crate::models::transformer_wan::{
+    AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
+    WanTransformer3DModelConfig,
+};
+use crate::models::umt5::{UMT5EncoderModel, Umt5Config};
+use crate::nn::attention::KvAccess;
+use crate::torch;
+use crate::weights::{Parameters, Source};
+
+/// Below this noise level the loss counts errors of clean latents as if at it.
+const LEAST_LEVEL: f64 = 0.2;
+
+/// What the models of a training are built from besides their parameters.
+#[derive(Debug, Clone)]
+pub struct Blueprint {
+    pub transformer: WanTransformer3DModelConfig,
+    pub text_encoder: Umt5Config,
+    /// The folder of the tokenizer.
+    pub tokenizer: PathBuf,
+    /// Longest prompt in tokens.
+    pub max_sequence_length: i64,
+    /// Whether the transformer's output is the clean latents, not the flow.
+    pub predicts_sample: bool,
+    pub device: Device,
+}
+
+/// The parts that are trained together.
+pub struct Models {
+    transformer: WanTransformer3DModel,
+    text_encoder: UMT5EncoderModel,
+    tokenizer: PromptTokenizer,
+    max_sequence_length: i64,
+    predicts_sample: bool,
+    device: Device,
+}
+
+impl Models {
+    /// Prompts to embeddings `[B, max_sequence_length, text_dim]`, zero after the last token.
+    fn embed(&self, prompts: &[String]) -> Result<Tensor> {
+        let longest = self.max_sequence_length as usize;
+        let tokens: Vec<_> = prompts
+            .iter()
+            .map(|prompt| self.tokenizer.encode(prompt, longest))
+            .collect::<Result<_, _>>()?;
+        let length = tokens.iter().map(|t| t.len()).max().unwrap_or(1);
+        let (mut ids, mut mask) = (Vec::new(), Vec::new());
+        for tokens in &tokens {
+            let (row, row_mask) = tokens.padded(length);
+            ids.extend(row);
+            mask.extend(row_mask);
+        }
+        let shape = [prompts.len() as i64, length as i64];
+        let ids = Tensor::from_slice(&ids).view(shape).to_device(self.device);
+        let mask = Tensor::from_slice(&mask).view(shape).to_device(self.device);
+        let embeds =
+            self.text_encoder.forward(&ids, Some(&mask)) * mask.unsqueeze(-1).to_kind(Kind::Float);
+        Ok(embeds.constant_pad_nd([0, 0, 0, self.max_sequence_length - length as i64]))
+    }
+
+    /// The transformer's output, flow or clean latents, for noisy latents `[B, C, T, h, w]` at levels `[B, T]`.
+    fn predict(
+        &self,
+        latents: &Tensor,
+        levels: &Tensor,
+        embeds: &Tensor,
+        pattern: AttentionPattern,
+    ) -> Tensor {
+        let s = latents.size();
+        let context = self.transformer.context(embeds, None);
+        let layout = self.transformer.layout([s[2], s[3], s[4]], 0, pattern);
+        self.transformer.forward(TransformerInput {
+            hidden_states: latents,
+            timestep: Timestep::PerFrame(&(levels * 1000.0)),
+            context: &context,
+            layout: &layout,
+            kv: KvAccess::None,
+        })
+    }
+}
+
+/// The parameters, from which any number of models that share them are built.
+pub struct Sources {
+    pub transformer: Source,
+    pub text_encoder: Source,
+}
+
+impl Sources {
+    /// Everything is made anew and trained.
+    pub fn fresh() -> Self {
+        Self {
+            transformer: Source::Trainable(Parameters::default()),
+            text_encoder: Source::Trainable(Parameters::default()),
+        }
+    }
+
+    /// What is trained of each part, with the prefix of its names in a state.
+    pub fn trained(&self) -> impl Iterator<Item = (&'static str, &Parameters)> {
+        let parts = [("transformer", &self.transformer), ("text_encoder", &self.text_encoder)];
+        parts.into_iter().filter_map(|(prefix, source)| Some((prefix, source.parameters()?)))
+    }
+
+    /// All parameters that models were built from so far.
+    pub fn named(&self) -> Vec<(String, Tensor)> {
+        let named = |(prefix, parameters): (&str, &Parameters)| {
+            let named = parameters.named().into_iter();
+            named.map(|(name, t)| (format!("{prefix}.{name}"), t)).collect::<Vec<_>>()
+        };
+        self.trained().flat_map(named).collect()
+    }
+
+    /// Models that share these parameters.
+    ///
+    /// # Errors
+    /// Those of the models' constructors.
+    pub fn models(&self, blueprint: &Blueprint) -> Result<Models> {
+        let Blueprint { max_sequence_length, predicts_sample, device, .. } = *blueprint;
+        Ok(Models {
+            transformer: WanTransformer3DModel::new(
+                &self.transformer.weights(Kind::Float, device),
+                &blueprint.transformer,
+            )?,
+            text_encoder: UMT5EncoderModel::new(
+                &self.text_encoder.weights(Kind::Float, device),
+                &blueprint.text_encoder,
+            )?,
+            tokenizer: PromptTokenizer::from_folder(&blueprint.tokenizer)?,
+            max_sequence_length,
+            predicts_sample,
+            device,
+        })
+    }
+}
+
+/// How long to train and how fast.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What the progress bar shows.
+    pub name: &'static str,
+    pub steps: u64,
+    pub learning_rate: f64,
+    /// Steps over which the learning rate goes up at first, and down to nothing at the end.
+    pub warmup_steps: u64,
+    pub decay_steps: u64,
+    pub save_every: u64,
+    pub hyper: Hyper,
+    /// The file that a run resumes from.
+    pub state: PathBuf,
+}
+
+/// How many workers are meant: 0 for one a core, or one on a GPU.
+pub fn worker_count(workers: usize, device: Device) -> usize {
+    match (workers, device) {
+        (0, Device::Cpu) => tch::get_num_threads().max(1) as usize,
+        (0, _) => 1,
+        (count, _) => count,
+    }
+}
+
+/// Where batches come from.
+pub(super) trait Batches: Send {
+    /// The batch of that number.
+    fn batch(&mut self, number: u64) -> Batch;
+}
+
+/// Trains until the plan's end, resuming where its state says; `batches` makes the source of one worker, given its number
+/// and the step that it begins at, and `save` writes what is trained: the averages are in place while it runs.
+///
+/// # Errors
+/// A state of another model, and what `batches` and `save` fail with.
+pub(super) fn run<B: Batches>(
+    plan: &Plan,
+    (sources, blueprint): (&Sources, &Blueprint),
+    workers: usize,
+    mut batches: impl FnMut(usize, u64) -> Result<B>,
+    mut save: impl FnMut(u64) -> Result<()>,
+) -> Result<()> {
+    let crew = (0..workers).map(|_| sources.models(blueprint)).collect::<Result<Vec<_>>>()?;
+    let mut optimiser = AdamW::new(sources.named(), plan.hyper);
+    if plan.state.exists() {
+        optimiser.resume(&plan.state)?;
+    }
+    optimiser.set_threads(workers);
+    let crew = (0..)
+        .zip(crew)
+        .map(|(number, models)| {
+            let batches = batches(number, optimiser.steps())?;
+            Ok(Worker { models, batches, share: 1.0 / workers as f64 })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // New threads take over this number: with several workers each computes alone, and idle helpers of libtorch
+    // would only spin in their way.
+    let threads = tch::get_num_threads();
+    let alone = if workers > 1 { 1 } else { threads };
+    tch::set_num_threads(alone);
+    let outcome = std::thread::scope(|scope| {
+        let crew = Crew::start(scope, crew);
+        let progress =
+            Progress::new(plan.name, plan.steps, optimiser.steps(), optimiser.parameter_count());
+        let mut average = f64::NAN;
+        while optimiser.steps() < plan.steps {
+            let step = optimiser.steps();
+            let loss = crew.step(step)?;
+            let rate = trapezoid_schedule(step, plan.steps, plan.warmup_steps, plan.decay_steps)
+                * plan.learning_rate;
+            let norm = optimiser.step(rate);
+            average = if average.is_nan() { loss } else { 0.99 * average + 0.01 * loss };
+            progress.step(step + 1, &[("loss", average), ("norm", norm)]);
+            if (step + 1).is_multiple_of(plan.save_every) || step + 1 == plan.steps {
+                optimiser.save(&plan.state)?;
+                optimiser.swap_averages();
+                tch::set_num_threads(threads);
+                save(step + 1)?;
+                tch::set_num_threads(alone);
+                optimiser.swap_averages();
+                progress.note(&format!("step {}: loss {average:.4}, saved", step + 1));
+            }
+        }
+        Ok(())
+    });
+    tch::set_num_threads(threads);
+    outcome
+}
+
+/// One thread's share of every step: its own clips and graph, but the same parameters.
+struct Worker<B> {
+    models: Models,
+    batches: B,
+    /// Part of the gradient that this worker's batch makes.
+    share: f64,
+}
+
+impl<B: Batches> Worker<B> {
+    /// Takes the batch of that number and adds its gradients to the parameters'; returns its loss.
+    fn work(&mut self, number: u64) -> Result<f64> {
+        let batch = self.batches.batch(number);
+        let loss = self.loss(&batch)?;
+        (&loss * self.share).backward();
+        Ok(loss.double_value(&[]))
+    }
+
+    /// Mean squared error of the flow over the frames that are not known.
+    ///
+    /// A model may predict the clean latents: they have far fewer dimensions than noise, which a narrow model could
+    /// not even copy; the error is weighted as that of the flow (Li and He, arXiv 2511.13720).
+    fn loss(&self, batch: &Batch) -> Result<Tensor> {
+        let noise = batch.latents.randn_like();
+        let s = batch.latents.size();
+        let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
+        let true_flow = noise - &batch.latents;
+        let noisy = &batch.latents + &true_flow * &level;
+        let embeds = self.models.embed(&batch.captions)?;
+        let predicted = self.models.predict(&noisy, &batch.levels, &embeds, batch.pattern);
+        let free = level.gt(0.0).to_kind(Kind::Float);
+        let off = if self.models.predicts_sample {
+            (predicted - &batch.latents) / level.clamp_min(LEAST_LEVEL)
+        } else {
+            predicted - true_flow
+        };
+        let error = off.square() * &free;
+        Ok(error.sum(Kind::Float) / (free.sum(Kind::Float) * (s[1] * s[3] * s[4]) as f64))
+    }
+}
+
+/// Workers on threads of their own. Models this small leave most of a core idle when their operations are split
+/// over several; batches in parallel do not.
+struct Crew {
+    orders: Vec<Sender<u64>>,
+    losses: Receiver<Result<f64>>,
+}
+
+impl Crew {
+    fn start<'scope, B: Batches + 'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        workers: Vec<Worker<B>>,
+    ) -> Self {
+        let (report, losses) = channel();
+        let orders = workers
+            .into_iter()
+            .map(|mut worker| {
+                let (order, orders) = channel();
+                let report = report.clone();
+                scope.spawn(move || {
+                    torch::flush_denormals();
+                    while let Ok(number) = orders.recv() {
+                        if report.send(worker.work(number)).is_err() {
+                            return;
+                        }
+                    }
+                });
+                order
+            })
+            .collect();
+        Self { orders, losses }
+    }
+
+    /// Lets every worker add the gradients of one batch; returns the mean loss.
+    fn step(&self, step: u64) -> Result<f64> {
+        let count = self.orders.len() as u64;
+        for (worker, order) in (0..).zip(&self.orders) {
+            order.send(step * count + worker).context("a training thread has ended")?;
+        }
+        let mut sum = 0.0;
+        for _ in &self.orders {
+            sum += self.losses.recv().context("a training thread has ended")??;
+        }
+        Ok(sum / count as f64)
+    }
+}
