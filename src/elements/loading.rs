@@ -68,7 +68,8 @@ fn existing(folder: PathBuf) -> Result<PathBuf> {
 pub fn default_model() -> Result<PathBuf> {
     let places = default_model_places();
     let found = places.iter().find(|place| place.join("model_index.json").is_file());
-    found.cloned().ok_or_else(|| {
+    // Without the way through the plugin's folder, which is for nobody to read.
+    found.map(|place| place.canonicalize().unwrap_or_else(|_| place.clone())).ok_or_else(|| {
         let listed: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
         let what = format!(
             "the model that comes with the plugin is not there (looked in {}); install it or set model-path",

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MPL-2.0
-//! The benchmark: frames a second of `ditsrc` from sink to source, start to first frame, milliseconds of each stage,
-//! peak memory, and how long a registry scan of the plugin takes.
+//! The benchmark: frames a second of `ditsrc` from source to sink, start to first frame, peak memory, milliseconds of
+//! each stage of the engine, and how long a registry scan of the plugin takes.
 //!
 //! `cargo bench --bench engine [-- OUT.json]`. Each case runs in a process of its own, so that peak memory and start-up
-//! are its own. Results that are kept lie in `tests/bench/runs/<date>-<machine>.json`.
+//! are its own. Results that are kept lie in `tests/bench/runs/<date>-<machine>.json`; a figure is worth keeping
+//! only from a machine that has nothing else to do.
+
+mod machine;
+mod stages;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,16 +16,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use gst::prelude::*;
+use gstdit::pipeline::FolderInfo;
 use serde_json::{Value, json};
 
 /// Name, element properties, caps after it, frames.
-const CASES: [(&str, &str, &str, u32); 5] = [
+const CASES: [(&str, &str, &str, u32); 6] = [
     ("native 224x128, default steps", "", "video/x-raw", 65),
     ("native 224x128, 4 steps, no guidance", "steps=4 guidance-scale=1", "video/x-raw", 65),
     ("native 224x128, default steps, 1 thread", "threads=1", "video/x-raw", 41),
     ("1280x720, default steps", "", "video/x-raw,width=1280,height=720", 65),
     ("single image 224x128", "", "video/x-raw", 1),
+    ("single image 2048x2048", "", "video/x-raw,width=2048,height=2048", 1),
 ];
+const STAGES: &str = "--stages";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -29,29 +36,25 @@ fn main() -> Result<()> {
         println!("{}", run_case(case.parse()?)?);
         return Ok(());
     }
-    let mut rows = Vec::new();
-    println!("| case | frames/s | first frame ms | denoise ms | decode ms | peak MiB |");
-    println!("|---|---|---|---|---|---|");
-    for (index, (name, ..)) in CASES.iter().enumerate() {
-        let output =
-            Command::new(std::env::current_exe()?).arg(format!("--case={index}")).output()?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{name}: {errors}");
-        let row: Value = serde_json::from_slice(&output.stdout).context("a case's figures")?;
-        let figure = |name: &str| row[name].as_f64().map_or("-".to_owned(), |v| format!("{v:.1}"));
-        println!(
-            "| {name} | {} | {} | {} | {} | {} |",
-            figure("fps"),
-            figure("first_frame_ms"),
-            figure("ms_denoise"),
-            figure("ms_decode"),
-            figure("peak_mib"),
-        );
-        rows.push(row);
+    if args.first().is_some_and(|arg| arg == STAGES) {
+        println!("{}", stages::measure(&gstdit::elements::loading::default_model()?)?);
+        return Ok(());
     }
+    let (machine, commit) = (machine::describe(), machine::commit());
+    println!("{machine}\ncommit {commit}\n");
+    let cases = print_cases()?;
+    let stages = in_child(STAGES)?;
+    print_stages(&stages);
     let scan = scan_ms()?;
     println!("\nregistry scan of the plugin: {scan:.0} ms");
-    let result = json!({ "machine": machine(), "commit": env!("COMMIT_ID"), "cases": rows, "scan_ms": scan });
+    let result = json!({
+        "command": "cargo bench --bench engine",
+        "commit": commit,
+        "machine": machine,
+        "cases": cases,
+        "stages": stages,
+        "scan_ms": scan,
+    });
     if let Some(path) = args.first() {
         std::fs::write(path, serde_json::to_string_pretty(&result)? + "\n")
             .with_context(|| path.clone())?;
@@ -59,11 +62,56 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// What this program prints as JSON when it is run with one argument.
+fn in_child(argument: &str) -> Result<Value> {
+    let output = Command::new(std::env::current_exe()?).arg(argument).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{argument}: {errors}");
+    serde_json::from_slice(&output.stdout).with_context(|| format!("the figures of {argument}"))
+}
+
+fn print_cases() -> Result<Vec<Value>> {
+    const COLUMNS: [(&str, &str); 6] = [
+        ("frames/s", "fps"),
+        ("first frame ms", "first_frame_ms"),
+        ("encode prompt ms", "ms_encode_prompt"),
+        ("denoise ms", "ms_denoise"),
+        ("decode ms", "ms_decode"),
+        ("peak MiB", "peak_mib"),
+    ];
+    println!("| `ditsrc` | {} |", COLUMNS.map(|(title, _)| title).join(" | "));
+    println!("|---|{}", "---|".repeat(COLUMNS.len()));
+    let mut rows = Vec::new();
+    for (index, (name, ..)) in CASES.iter().enumerate() {
+        let row = in_child(&format!("--case={index}"))?;
+        let figure = |key: &str| row[key].as_f64().map_or("-".to_owned(), |v| format!("{v:.1}"));
+        println!("| {name} | {} |", COLUMNS.map(|(_, key)| figure(key)).join(" | "));
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+fn print_stages(stages: &Value) {
+    println!("\n| stage of the engine | median ms | least | of |");
+    println!("|---|---|---|---|");
+    for stage in stages["stages"].as_array().into_iter().flatten() {
+        let number = |key: &str| stage[key].as_f64().unwrap_or_default();
+        println!(
+            "| {} | {:.1} | {:.1} | {} |",
+            stage["stage"].as_str().unwrap_or_default(),
+            number("median_ms"),
+            number("least_ms"),
+            number("repeats")
+        );
+    }
+}
+
 /// Runs one pipeline and returns its figures.
 fn run_case(index: usize) -> Result<Value> {
     let (name, properties, caps, frames) = CASES[index];
     gst::init()?;
     gstdit::plugin_register_static()?;
+    let info = FolderInfo::open(&gstdit::elements::loading::default_model()?)?;
     let line = format!(
         "ditsrc name=src num-buffers={frames} seed=1 {properties} ! {caps} ! fakesink name=sink"
     );
@@ -95,8 +143,9 @@ fn run_case(index: usize) -> Result<Value> {
     let times = times.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (first, last) = (*times.first().context("a frame")?, *times.last().context("a frame")?);
     let stat = |field: &str| stats.get::<f64>(field).ok();
-    // The first chunk is start-up; the rate is that of all frames after the first buffer of it.
-    let fps = (times.len() > 1).then(|| (times.len() - 1) as f64 / (last - first).as_secs_f64());
+    // The first chunk is there when its first frame comes: what was made after that is all the later ones.
+    let later = times.len() as i64 - info.first_chunk_frames();
+    let fps = (later > 0).then(|| later as f64 / (last - first).as_secs_f64());
     Ok(json!({
         "case": name,
         "line": line,
@@ -107,12 +156,14 @@ fn run_case(index: usize) -> Result<Value> {
         "ms_encode_prompt": stat("ms-encode-prompt"),
         "ms_denoise": stat("ms-denoise"),
         "ms_decode": stat("ms-decode"),
-        "peak_mib": gstdit::torch::peak_memory().map(|bytes| bytes as f64 / (1 << 20) as f64),
+        "peak_mib": machine::peak_mib(),
     }))
 }
 
-/// Milliseconds that `gst-inspect-1.0` needs to scan the plugin with an empty registry, less those without it.
+/// Milliseconds that `gst-inspect-1.0` needs to scan the plugin with an empty registry, less those without it; the
+/// median of a few.
 fn scan_ms() -> Result<f64> {
+    const REPEATS: usize = 5;
     let folder = tempfile::tempdir()?;
     let plugin = std::env::current_exe()?
         .ancestors()
@@ -122,6 +173,8 @@ fn scan_ms() -> Result<f64> {
     let with = folder.path().join("with");
     std::fs::create_dir(&with)?;
     std::os::unix::fs::symlink(plugin, with.join("libgstdit.so"))?;
+    let without = folder.path().join("without");
+    std::fs::create_dir(&without)?;
     let time = |path: &Path, registry: PathBuf| -> Result<f64> {
         let started = Instant::now();
         // Without the system path fakesink is not found; only the scan is timed.
@@ -134,18 +187,9 @@ fn scan_ms() -> Result<f64> {
             .output()?;
         Ok(started.elapsed().as_secs_f64() * 1e3)
     };
-    let without = folder.path().join("without");
-    std::fs::create_dir(&without)?;
-    let empty = time(&without, folder.path().join("registry-without"))?;
-    Ok(time(&with, folder.path().join("registry-with"))? - empty)
-}
-
-fn machine() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let model = read("/proc/cpuinfo").lines().find_map(|line| {
-        line.strip_prefix("model name")
-            .map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned())
+    let scans = (0..REPEATS).map(|repeat| {
+        let registry = |kind: &str| folder.path().join(format!("registry-{kind}-{repeat}"));
+        Ok(time(&with, registry("with"))? - time(&without, registry("without"))?)
     });
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    json!({ "cpu": model, "cores": cores, "kernel": read("/proc/sys/kernel/osrelease").trim() })
+    Ok(stages::median(scans.collect::<Result<_>>()?))
 }
