@@ -91,7 +91,7 @@ fn a_lora_is_trained_resumed_and_opened() {
     let names: Vec<&str> = checkpoint.names().collect();
     assert!(names.contains(&"transformer.blocks.0.attn1.to_out.0.lora_A.weight"), "{names:?}");
     assert!(names.contains(&"transformer.blocks.1.ffn.net.0.proj.lora_B.weight"), "{names:?}");
-    assert!(out.join("finetune-000000.png").is_file() && out.join("finetune-000004.png").is_file());
+    assert!(out.join("finetune-000004.png").is_file());
     train(&options(&model, &data, &out, method, 6)).unwrap();
     assert_ne!(first, std::fs::read(&lora).unwrap());
     let run =

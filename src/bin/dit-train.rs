@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use gstdit::training::eval::scaling;
 use gstdit::training::generate::Sampling;
+use gstdit::training::world::export;
 use gstdit::training::{dit, eval, finetune, vae};
 
 /// Trains latent video diffusion models on the procedural world; every command resumes where it stopped.
@@ -23,6 +24,8 @@ enum Command {
     Vae(VaeArgs),
     /// Train the transformer and its text encoder on latents of a finished autoencoder.
     Dit(DitArgs),
+    /// Write clips of the drawn world as files with captions.
+    World(WorldArgs),
     /// Teach a finished folder clips of your own.
     Finetune(FinetuneArgs),
     /// Measure one or more finished folders on held-out prompts.
@@ -104,6 +107,28 @@ struct DitArgs {
     /// Steps between saved states and contact sheets.
     #[arg(long, default_value_t = 1000)]
     save_every: u64,
+}
+
+#[derive(Args)]
+struct WorldArgs {
+    /// Folder for `clip-NUMBER.y4m` and `clip-NUMBER.txt`.
+    #[arg(long)]
+    out: PathBuf,
+    /// Number of the first clip.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+    #[arg(long, default_value_t = 8)]
+    clips: u64,
+    #[arg(long, default_value_t = 224)]
+    width: usize,
+    #[arg(long, default_value_t = 128)]
+    height: usize,
+    /// Frames of each clip, at 16 a second.
+    #[arg(long, default_value_t = 33)]
+    frames: usize,
+    /// Words to put behind each caption.
+    #[arg(long, default_value = "")]
+    suffix: String,
 }
 
 #[derive(Args)]
@@ -207,6 +232,15 @@ fn main() -> Result<()> {
                 guidance_scale: args.guidance_scale,
             },
             seed: args.common.seed,
+        }),
+        Command::World(args) => export::export(&export::ExportOptions {
+            out: args.out,
+            first: args.first,
+            clips: args.clips,
+            width: args.width,
+            height: args.height,
+            frames: args.frames,
+            suffix: args.suffix,
         }),
         Command::Finetune(args) => finetune::train(&finetune::FinetuneOptions {
             device: args.common.prepare()?,

@@ -10,7 +10,7 @@ use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::nn::conv3d::FeatureCaches;
 
 /// Size and length of the clips of one bucket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shape {
     pub width: i64,
     pub height: i64,

@@ -110,7 +110,7 @@ pub(super) struct Entry {
 }
 
 /// Pieces of one shape.
-pub(super) type Buckets = BTreeMap<(i64, i64, i64), Vec<Entry>>;
+pub(super) type Buckets = BTreeMap<Shape, Vec<Entry>>;
 
 /// What was read.
 pub(super) struct Clips {
@@ -157,7 +157,7 @@ pub(super) fn encode(listing: Listing, pipeline: &Pipeline) -> Result<Clips> {
     let shapes: Vec<String> = clips
         .buckets
         .iter()
-        .map(|((width, height, frames), entries)| {
+        .map(|(Shape { width, height, frames }, entries)| {
             format!("{} of {frames} frames at {width}x{height}", entries.len())
         })
         .collect();
@@ -170,7 +170,7 @@ pub(super) fn encode(listing: Listing, pipeline: &Pipeline) -> Result<Clips> {
     Ok(clips)
 }
 
-fn encode_clip(clip: &Captioned, pipeline: &Pipeline) -> Result<Vec<((i64, i64, i64), Entry)>> {
+fn encode_clip(clip: &Captioned, pipeline: &Pipeline) -> Result<Vec<(Shape, Entry)>> {
     let info = pipeline.info();
     let probe = decode::probe(&clip.path)?;
     let size = bucket_size(info, &probe);
@@ -184,7 +184,7 @@ fn encode_clip(clip: &Captioned, pipeline: &Pipeline) -> Result<Vec<((i64, i64, 
             let video = decode::to_video(&frames.narrow(0, start, length));
             let latents = pipeline.encode_video(&video).get(0).contiguous();
             let entry = Entry { latents, caption: clip.caption.clone() };
-            ((size.0, size.1, length), entry)
+            (Shape { width: size.0, height: size.1, frames: length }, entry)
         })
         .collect())
 }
@@ -221,11 +221,6 @@ fn pieces(info: &FolderInfo, frames: i64) -> Vec<(i64, i64)> {
         start += length;
     }
     pieces
-}
-
-/// The shape of a bucket's clips in words of the bank.
-pub(super) fn shape(&(width, height, frames): &(i64, i64, i64)) -> Shape {
-    Shape { width, height, frames }
 }
 
 #[cfg(test)]

@@ -78,10 +78,8 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
     let listing = clips::list(&options.data)?;
     let pipeline = Pipeline::load(&info, options.device, Precision::F32, &mut |_, _| true)?;
     let samples = samples(options, &listing);
-    if !options.out.join(STATE).exists() {
-        write_sheet(options, &pipeline, &samples, 0)?;
-    }
     let clips = clips::encode(listing, &pipeline)?;
+    let before = sample(options, &pipeline, &samples)?;
     drop(pipeline);
     let blueprint = Blueprint {
         transformer: info.transformer.clone(),
@@ -108,7 +106,9 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
     trainer::run(&plan, (&sources, &blueprint), count, batches, |step| {
         let finished = write(options, &info, &sources)?;
         let pipeline = Pipeline::load(&finished, options.device, Precision::F32, &mut |_, _| true)?;
-        write_sheet(options, &pipeline, &samples, step)
+        let after = sample(options, &pipeline, &samples)?;
+        let path = options.out.join(format!("finetune-{step:06}.png"));
+        sheet::write(&path, &[&before, &after], 5)
     })?;
     eprintln!(
         "{}: trained on {} clip(s), {} skipped",
@@ -201,15 +201,10 @@ fn samples(options: &FinetuneOptions, listing: &clips::Listing) -> Vec<String> {
     captions
 }
 
-/// Writes `finetune-STEP.png`: a row for each prompt, with the model's own steps and guidance.
-fn write_sheet(
-    options: &FinetuneOptions,
-    pipeline: &Pipeline,
-    prompts: &[String],
-    step: u64,
-) -> Result<()> {
+/// A clip for each prompt, with the model's own steps and guidance: `[B, 3, F, H, W]` in [-1, 1].
+fn sample(options: &FinetuneOptions, pipeline: &Pipeline, prompts: &[String]) -> Result<Tensor> {
     let frames = pipeline.info().native.num_frames as usize;
-    let rows = (0..)
+    let videos = (0..)
         .zip(prompts)
         .map(|(at, prompt)| {
             let seed = options.seed + at;
@@ -217,8 +212,7 @@ fn write_sheet(
             generate::to_tensor(&made)
         })
         .collect::<Result<Vec<_>>>()?;
-    let path = options.out.join(format!("finetune-{step:06}.png"));
-    if rows.is_empty() { Ok(()) } else { sheet::write(&path, &[&Tensor::stack(&rows, 0)], 5) }
+    Ok(Tensor::stack(&videos, 0))
 }
 
 /// Draws batches out of a user's clips, one worker's share of them.
@@ -261,10 +255,7 @@ impl ClipSampler {
             causal_block: info.native.causal.then_some(info.native.block_latent_frames),
             window: info.window_latent_frames(),
             token_size: info.size_multiple(),
-            buckets: buckets
-                .iter()
-                .map(|(at, entries)| (clips::shape(at), shared(entries)))
-                .collect(),
+            buckets: buckets.iter().map(|(shape, entries)| (*shape, shared(entries))).collect(),
             pieces: buckets.values().map(Vec::len).sum(),
         }
     }

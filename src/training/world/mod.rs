@@ -13,6 +13,7 @@
 
 pub(super) mod background;
 pub(super) mod draw;
+pub mod export;
 mod render;
 pub(super) mod style;
 
