@@ -71,12 +71,11 @@ fn in_child(argument: &str) -> Result<Value> {
 }
 
 fn print_cases() -> Result<Vec<Value>> {
-    const COLUMNS: [(&str, &str); 6] = [
+    const COLUMNS: [(&str, &str); 5] = [
         ("frames/s", "fps"),
         ("first frame ms", "first_frame_ms"),
-        ("encode prompt ms", "ms_encode_prompt"),
-        ("denoise ms", "ms_denoise"),
-        ("decode ms", "ms_decode"),
+        ("denoise a chunk ms", "ms_denoise"),
+        ("decode it ms", "ms_decode"),
         ("peak MiB", "peak_mib"),
     ];
     println!("| `ditsrc` | {} |", COLUMNS.map(|(title, _)| title).join(" | "));
@@ -153,7 +152,6 @@ fn run_case(index: usize) -> Result<Value> {
         "fps": fps,
         "first_frame_ms": (first - started).as_secs_f64() * 1e3,
         "total_s": (last - started).as_secs_f64(),
-        "ms_encode_prompt": stat("ms-encode-prompt"),
         "ms_denoise": stat("ms-denoise"),
         "ms_decode": stat("ms-decode"),
         "peak_mib": machine::peak_mib(),

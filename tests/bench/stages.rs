@@ -2,7 +2,7 @@
 //! The stages of the engine one by one, at the native size of a folder and in f32 on the CPU.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use gstdit::models::transformer_wan::{AttentionPattern, Timestep, TransformerInput};
@@ -16,7 +16,9 @@ use tch::{Device, Kind, Tensor};
 use super::machine;
 
 const WARM_UP: usize = 2;
+/// A stage is repeated this often, less often if that takes longer than the time below.
 const REPEATS: usize = 15;
+const ENOUGH: Duration = Duration::from_secs(5);
 const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 /// The middle one of some figures.
@@ -26,18 +28,21 @@ pub fn median(mut figures: Vec<f64>) -> f64 {
 }
 
 /// Times something after a warm-up.
-fn time(stage: &str, mut work: impl FnMut() -> Result<()>) -> Result<Value> {
+fn time<T>(stage: &str, mut work: impl FnMut() -> Result<T>) -> Result<Value> {
+    for _ in 0..WARM_UP {
+        work()?;
+    }
     let mut figures = Vec::with_capacity(REPEATS);
-    for repeat in 0..WARM_UP + REPEATS {
+    let begun = Instant::now();
+    while figures.len() < REPEATS && (figures.len() < 3 || begun.elapsed() < ENOUGH) {
         let started = Instant::now();
         work()?;
-        if repeat >= WARM_UP {
-            figures.push(started.elapsed().as_secs_f64() * 1e3);
-        }
+        figures.push(started.elapsed().as_secs_f64() * 1e3);
     }
+    let repeats = figures.len();
     let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
     let middle = median(figures);
-    Ok(json!({ "stage": stage, "median_ms": middle, "least_ms": least, "repeats": REPEATS }))
+    Ok(json!({ "stage": stage, "median_ms": middle, "least_ms": least, "repeats": repeats }))
 }
 
 /// Loading, prompt, one step of the transformer on a whole window, encoding and decoding of it.
@@ -50,10 +55,9 @@ pub fn measure(folder: &Path) -> Result<Value> {
     let pipeline = load()?;
     let native = &info.native;
     let (width, height, frames) = (native.width, native.height, native.num_frames);
-    let mut stages = vec![time("load all weights", || Ok(drop(load()?)))?];
+    let mut stages = vec![time("load all weights", || Ok(load()?))?];
     stages.push(time("encode a prompt", || {
-        pipeline.encode_prompt("a red circle moving right over the sea")?;
-        Ok(())
+        Ok(pipeline.encode_prompt("a red circle moving right over the sea")?)
     })?);
 
     let spatial = info.vae.spatial_factor();
@@ -67,28 +71,22 @@ pub fn measure(folder: &Path) -> Result<Value> {
     let timestep = Tensor::full([1, latent[0]], 500.0, OPTIONS);
     let window = format!("{frames} frames of {width}x{height}");
     stages.push(time(&format!("transformer, one evaluation of {window}"), || {
-        model.forward(TransformerInput {
+        Ok(model.forward(TransformerInput {
             hidden_states: &latents,
             timestep: Timestep::PerFrame(&timestep),
             context: &context,
             layout: &layout,
             kv: KvAccess::None,
-        });
-        Ok(())
+        }))
     })?);
 
     let video = Tensor::rand([1, 3, frames, height, width], OPTIONS) * 2.0 - 1.0;
-    stages.push(time(&format!("VAE, encode {window}"), || {
-        pipeline.encode_video(&video);
-        Ok(())
-    })?);
+    stages.push(time(&format!("VAE, encode {window}"), || Ok(pipeline.encode_video(&video)))?);
     stages.push(time(&format!("VAE, decode {window}"), || {
-        pipeline.decode_latents(&latents, &mut FeatureCaches::default(), &|| false)?;
-        Ok(())
+        Ok(pipeline.decode_latents(&latents, &mut FeatureCaches::default(), &|| false)?)
     })?);
     stages.push(time(&format!("tensor to bytes, {window}"), || {
-        rgb_frames(&video, (width, height));
-        Ok(())
+        Ok(rgb_frames(&video, (width, height)))
     })?);
     Ok(
         json!({ "threads": tch::get_num_threads(), "peak_mib": machine::peak_mib(), "stages": stages }),
