@@ -30,6 +30,16 @@ pub fn write(path: &Path, videos: &[&Tensor], columns: i64) -> Result<()> {
         .with_context(|| format!("writing {}", path.display()))
 }
 
+/// As [`write()`], with frames at half their size: to be looked at in a browser, and kept.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_small(path: &Path, videos: &[&Tensor], columns: i64) -> Result<()> {
+    let half = |video: &&Tensor| video.avg_pool3d([1, 2, 2], [1, 2, 2], 0, false, true, None);
+    let small: Vec<Tensor> = videos.iter().map(half).collect();
+    write(path, &small.iter().collect::<Vec<_>>(), columns)
+}
+
 /// `[3, F, H, W]` to one row of frames `[H+2, W', 3]`, evenly spaced in time, with a dark gap.
 fn row(video: &Tensor, columns: i64) -> Tensor {
     let frames = video.size()[1];

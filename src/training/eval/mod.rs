@@ -19,7 +19,7 @@ use tch::{Device, Tensor};
 use super::generate::{self, Sampling};
 use super::progress::Progress;
 use super::world::{Scene, Split};
-use super::{captions, sheet, vae};
+use super::{captions, vae};
 use crate::nn::conv3d::FeatureCaches;
 use crate::pipeline::Pipeline;
 use clips::{Clips, Subject};
@@ -142,13 +142,4 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
         psnr: pixels::psnr(error / count),
         ssim: ssim / count,
     }
-}
-
-/// Writes rows of frames at half their size: sheets are to be looked at in a browser, and kept.
-fn write_sheet(path: &std::path::Path, rows: &[Tensor], columns: i64) -> Result<()> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let small = Tensor::stack(rows, 0).avg_pool3d([1, 2, 2], [1, 2, 2], 0, false, true, None);
-    sheet::write(path, &[&small], columns)
 }

@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 use tch::Tensor;
 
 use super::clips::{Clips, Kept};
-use super::{EvalOptions, Measured, write_sheet};
+use super::{EvalOptions, Measured};
 use crate::torch;
+use crate::training::sheet;
 
 /// Frames of each row of a contact sheet.
 const COLUMNS: i64 = 6;
@@ -29,7 +30,10 @@ pub(super) fn label(folder: &Path) -> String {
 pub(super) fn sheets(out: &Path, label: &str, clips: &Clips) -> Result<()> {
     for (name, kept) in [("successes", &clips.right), ("failures", &clips.wrong)] {
         let rows: Vec<Tensor> = kept.iter().map(|kept| kept.video.shallow_clone()).collect();
-        write_sheet(&out.join(format!("{label}-{name}.png")), &rows, COLUMNS)?;
+        if !rows.is_empty() {
+            let path = out.join(format!("{label}-{name}.png"));
+            sheet::write_small(&path, &[&Tensor::stack(&rows, 0)], COLUMNS)?;
+        }
     }
     Ok(())
 }
@@ -46,7 +50,10 @@ pub(super) fn side_by_side(out: &Path, truth: &Clips, models: &[Measured]) -> Re
     let same = rows.iter().all(|row| row.size() == rows[0].size());
     let rows: Vec<Tensor> = rows.iter().map(|row| row.shallow_clone()).collect();
     // Models of other sizes cannot share a sheet.
-    if same { write_sheet(&out.join("side-by-side.png"), &rows, COLUMNS) } else { Ok(()) }
+    if !same {
+        return Ok(());
+    }
+    sheet::write_small(&out.join("side-by-side.png"), &[&Tensor::stack(&rows, 0)], COLUMNS)
 }
 
 /// Prints the table and writes `eval.json`.

@@ -108,7 +108,7 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
         let pipeline = Pipeline::load(&finished, options.device, Precision::F32, &mut |_, _| true)?;
         let after = sample(options, &pipeline, &samples)?;
         let path = options.out.join(format!("finetune-{step:06}.png"));
-        sheet::write(&path, &[&before, &after], 5)
+        sheet::write_small(&path, &[&before, &after], 5)
     })?;
     eprintln!(
         "{}: trained on {} clip(s), {} skipped",
