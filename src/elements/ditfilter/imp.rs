@@ -58,8 +58,6 @@ pub struct DitFilter {
     pub(super) reporter: Mutex<Reporter>,
     /// Whether upstream is live, and its latency; None until asked.
     pub(super) upstream: Mutex<Option<(bool, gst::ClockTime)>>,
-    /// Size whose memory was last found to be enough.
-    pub(super) checked_size: Mutex<Option<(usize, usize)>>,
     pub(super) frame_ns: AtomicU64,
     /// The latency that was last announced.
     announced: Mutex<Option<gst::ClockTime>>,
@@ -120,7 +118,6 @@ impl ObjectSubclass for DitFilter {
             output: Mutex::default(),
             reporter: Mutex::default(),
             upstream: Mutex::default(),
-            checked_size: Mutex::default(),
             frame_ns: AtomicU64::new(ANY_FRAME_NS),
             announced: Mutex::default(),
         }
@@ -254,7 +251,6 @@ impl DitFilter {
         *locked(&self.input) = Input::default();
         *locked(&self.reporter) = Reporter::default();
         *locked(&self.upstream) = None;
-        *locked(&self.checked_size) = None;
         *locked(&self.announced) = None;
         let kept = locked(&self.model).take();
         let progress = Progress::start(&*self.obj(), &opening.info.folder);

@@ -12,7 +12,7 @@ use crate::elements::loading;
 use crate::elements::report::When;
 use crate::error::Error;
 use crate::frames::{self, Reader};
-use crate::pipeline::FolderInfo;
+use crate::pipeline::{FolderInfo, RgbFrame};
 use crate::session::{Finished, RestyleJob, RestyledFrames, Words};
 
 use super::degrading::{Action, Degrading, Rung};
@@ -68,36 +68,20 @@ impl DitFilter {
             gst::debug!(CAT, imp = self, "a jump at {:?}", buffer.pts());
             self.cut(&running, true);
         }
-        let mut state = locked(&self.state);
-        state.counters.received += 1;
         let deadline = if live { self.deadline(&when) } else { None };
-        let treatment = self.treatment(&mut state, &settings, (&buffer, live));
+        let treatment = {
+            let mut state = locked(&self.state);
+            state.counters.received += 1;
+            self.treatment(&mut state, &settings, (&buffer, live))
+        };
         let frame = match treatment {
             Treatment::Pass { .. } => None,
             Treatment::Restyle => {
-                if state.gathered.plan.is_none() {
-                    let plan = self.plan(&state, &running, &settings, (&mut input, &when));
-                    state.gathered.plan = Some(plan);
-                    let size = self.size(&state, running.feed.info(), &settings, &info);
-                    drop(state);
-                    self.prepare_reader(&mut input, &info, size)?;
-                    state = locked(&self.state);
-                }
-                drop(state);
-                let read = input.reader.as_ref().map(|reader| reader.read(&buffer));
-                state = locked(&self.state);
-                match read {
-                    Some(Ok(frame)) => Some(Arc::new(frame)),
-                    Some(Err(error)) => {
-                        gst::warning!(CAT, imp = self, "passing a frame on: {error}");
-                        None
-                    }
-                    None => None,
-                }
+                self.read(&running, &settings, (&mut input, &info), (&buffer, &when))
             }
         };
+        drop(input);
         let Some(frame) = frame else {
-            drop(state);
             // What was gathered before is done first; what comes later does not continue it.
             self.cut(&running, true);
             let degraded = !matches!(treatment, Treatment::Pass { degraded: false });
@@ -106,21 +90,50 @@ impl DitFilter {
             self.changed.notify_all();
             return Ok(gst::FlowSuccess::Ok);
         };
-        let picture = Picture::Gathering(state.gathered.frames.len());
-        state.gathered.frames.push(frame);
-        let complete = state
-            .gathered
-            .plan
-            .as_ref()
-            .is_some_and(|plan| state.gathered.frames.len() >= plan.target);
-        state.push_frame(Slot { buffer, when, deadline, picture });
-        drop(state);
-        drop(input);
+        let complete = {
+            let mut state = locked(&self.state);
+            let picture = Picture::Gathering(state.gathered.frames.len());
+            state.gathered.frames.push(frame);
+            state.push_frame(Slot { buffer, when, deadline, picture });
+            let gathered = &state.gathered;
+            gathered.plan.as_ref().is_some_and(|plan| gathered.frames.len() >= plan.target)
+        };
         self.changed.notify_all();
         if complete {
             self.cut(&running, false);
         }
         Ok(gst::FlowSuccess::Ok)
+    }
+
+    /// The picture in a buffer, at the size at which it is restyled; None, with the reason told, where it has to pass.
+    fn read(
+        &self,
+        running: &Running,
+        settings: &FilterSettings,
+        (input, info): (&mut Input, &gst_video::VideoInfo),
+        (buffer, when): (&gst::BufferRef, &When),
+    ) -> Option<Arc<RgbFrame>> {
+        let begins = {
+            let mut state = locked(&self.state);
+            state.gathered.plan.is_none().then(|| {
+                state.gathered.plan = Some(self.plan(&state, running, settings, (input, when)));
+                self.size(&state, running.feed.info(), settings, info)
+            })
+        };
+        let prepared =
+            begins.map_or(Ok(()), |size| self.prepare_reader(running, input, info, size));
+        if let Err(error) = prepared {
+            locked(&self.state).gathered.plan = None;
+            self.model_failed(&error);
+            return None;
+        }
+        match input.reader.as_ref()?.read(buffer) {
+            Ok(frame) => Some(Arc::new(frame)),
+            Err(error) => {
+                gst::warning!(CAT, imp = self, "passing a frame on: {error}");
+                None
+            }
+        }
     }
 
     /// Keeps upstream from filling the memory; a live stream only waits where downstream does not take anything.
@@ -291,21 +304,21 @@ impl DitFilter {
         (scaled(width), scaled(height))
     }
 
+    /// Makes pictures of a size, for which there has to be memory.
     fn prepare_reader(
         &self,
+        running: &Running,
         input: &mut Input,
         info: &gst_video::VideoInfo,
         size: (usize, usize),
-    ) -> Result<(), gst::FlowError> {
+    ) -> Result<(), Error> {
         if input.reader.as_ref().is_some_and(|reader| reader.size() == size) {
             return Ok(());
         }
+        input.reader = None;
+        running.feed.model().check_memory((size.0 as i64, size.1 as i64))?;
         gst::info!(CAT, imp = self, "restyling at {}x{}", size.0, size.1);
-        let reader = Reader::new(info.clone(), size).map_err(|error| {
-            self.fail(&error);
-            gst::FlowError::NotNegotiated
-        })?;
-        input.reader = Some(reader);
+        input.reader = Some(Reader::new(info.clone(), size)?);
         Ok(())
     }
 
@@ -330,12 +343,6 @@ impl DitFilter {
         }
         let count = frames.len();
         let frames = thinned(&frames, plan.every, plan.group);
-        if let Err(error) = self.check_size(running, frames.first().map(|f| (f.width, f.height))) {
-            state.gathered_pass();
-            drop(state);
-            self.model_failed(&error);
-            return;
-        }
         let restyled = frames.len();
         let job = RestyleJob { frames, restart, settings: plan.settings };
         // The result waits for the lock that is held here.
@@ -360,17 +367,6 @@ impl DitFilter {
         });
         drop(state);
         self.changed.notify_all();
-    }
-
-    /// Refuses a size that the memory has no room for, once for each size.
-    fn check_size(&self, running: &Running, size: Option<(usize, usize)>) -> Result<(), Error> {
-        let Some(size) = size else { return Ok(()) };
-        let mut checked = locked(&self.checked_size);
-        if *checked != Some(size) {
-            running.feed.model().check_memory((size.0 as i64, size.1 as i64))?;
-            *checked = Some(size);
-        }
-        Ok(())
     }
 
     /// Takes in a result, on the model's thread.
