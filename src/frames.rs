@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MPL-2.0
-//! The one place where the engine's pixels become GStreamer video frames.
+//! The one place where the engine's pixels become GStreamer video frames, and the other way round.
 //!
-//! The engine makes packed 8-bit RGB, sRGB, full range, progressive, square pixels. [`Painter`] writes such
-//! a frame into a buffer of the negotiated format, size and colorimetry, through `GstVideoConverter`,
-//! honouring the buffer's own strides and offsets.
+//! The engine makes and takes packed 8-bit RGB, sRGB, full range, progressive, square pixels. [`Painter`] writes such
+//! a frame into a buffer of the negotiated format, size and colorimetry, [`Reader`] makes one from such a buffer, both
+//! through `GstVideoConverter`, honouring the buffer's own strides and offsets.
 
 use std::sync::Arc;
 
@@ -96,22 +96,113 @@ impl Painter {
         &self,
         frame: &RgbFrame,
     ) -> Result<(gst_video::VideoInfo, gst_video::VideoConverter)> {
-        let stride = [frame.width as i32 * 3];
-        let (width, height) = (frame.width as u32, frame.height as u32);
-        let input = gst_video::VideoInfo::builder(gst_video::VideoFormat::Rgb, width, height)
-            .stride(&stride)
-            .offset(&[0])
-            .size(frame.data.len())
-            .fps(self.output.fps())
-            .build()
-            .map_err(unusable)?;
-        let mut config = gst_video::VideoConverterConfig::new();
-        // The same bytes on every machine matter more than a share of a core.
-        config.set_threads(1);
-        let converter =
-            gst_video::VideoConverter::new(&input, &self.output, Some(config)).map_err(unusable)?;
+        let input = packed_rgb(frame.width, frame.height, self.output.fps())?;
+        let converter = converter(&input, &self.output)?;
         Ok((input, converter))
     }
+}
+
+/// Reads buffers of one negotiated kind as RGB frames of one size.
+pub struct Reader {
+    input: gst_video::VideoInfo,
+    output: gst_video::VideoInfo,
+    converter: gst_video::VideoConverter,
+}
+
+impl Reader {
+    /// A reader of buffers described by `input`, scaled to `width` x `height` pixels.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where no conversion is possible.
+    pub fn new(input: gst_video::VideoInfo, (width, height): (usize, usize)) -> Result<Self> {
+        let output = packed_rgb(width, height, input.fps())?;
+        let converter = converter(&input, &output)?;
+        Ok(Self { input, output, converter })
+    }
+
+    /// Width and height of the frames it makes.
+    pub fn size(&self) -> (usize, usize) {
+        (self.output.width() as usize, self.output.height() as usize)
+    }
+
+    /// The picture in a buffer.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when the buffer does not have the promised layout.
+    pub fn read(&self, buffer: &gst::BufferRef) -> Result<RgbFrame> {
+        let (width, height) = self.size();
+        let source = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &self.input)
+            .map_err(unusable)?;
+        let mut pixels = gst::Buffer::with_size(width * height * 3).map_err(unusable)?;
+        {
+            let pixels = pixels.get_mut().ok_or_else(|| unusable("a shared buffer"))?;
+            let mut target =
+                gst_video::VideoFrameRef::from_buffer_ref_writable(pixels, &self.output)
+                    .map_err(unusable)?;
+            self.converter.frame_ref(&source, &mut target);
+        }
+        let data = pixels.map_readable().map_err(unusable)?.to_vec();
+        Ok(RgbFrame { width, height, data })
+    }
+}
+
+/// Rows of RGB without padding.
+fn packed_rgb(width: usize, height: usize, fps: gst::Fraction) -> Result<gst_video::VideoInfo> {
+    gst_video::VideoInfo::builder(gst_video::VideoFormat::Rgb, width as u32, height as u32)
+        .stride(&[width as i32 * 3])
+        .offset(&[0])
+        .size(width * height * 3)
+        .fps(fps)
+        .build()
+        .map_err(unusable)
+}
+
+fn converter(
+    input: &gst_video::VideoInfo,
+    output: &gst_video::VideoInfo,
+) -> Result<gst_video::VideoConverter> {
+    let mut config = gst_video::VideoConverterConfig::new();
+    // The same bytes on every machine matter more than a share of a core.
+    config.set_threads(1);
+    gst_video::VideoConverter::new(input, output, Some(config)).map_err(unusable)
+}
+
+/// Refuses video whose pixels [`Reader`] would misunderstand.
+///
+/// # Errors
+/// [`Error::Setting`] for interlaced and for high dynamic range video, with what to put in front.
+pub fn check_readable(info: &gst_video::VideoInfo) -> Result<()> {
+    if info.is_interlaced() {
+        let mode = info.interlace_mode().to_str();
+        let expected = "progressive video; put deinterlace in front";
+        return Err(Error::setting("interlace-mode", mode, expected));
+    }
+    let transfer = info.colorimetry().transfer();
+    if matches!(
+        transfer,
+        gst_video::VideoTransferFunction::Smpte2084 | gst_video::VideoTransferFunction::AribStdB67
+    ) {
+        let found = format!("{} (high dynamic range)", info.colorimetry());
+        let expected = "standard dynamic range; convert it first, to bt709 for example";
+        return Err(Error::setting("colorimetry", found, expected));
+    }
+    Ok(())
+}
+
+/// Gives a buffer the times, flags and metas of another, apart from those that describe its memory.
+pub fn copy_metadata(from: &gst::BufferRef, to: &mut gst::BufferRef) {
+    let copied = gst::BufferCopyFlags::FLAGS | gst::BufferCopyFlags::TIMESTAMPS;
+    // It copies neither memory nor metas, and cannot fail for a whole buffer.
+    let _ = from.copy_into(to, copied, ..);
+    from.foreach_meta(|meta| {
+        let of_memory =
+            meta.tags().iter().any(|tag| matches!(tag.as_str(), "memory" | "memory-reference"));
+        if !of_memory {
+            // A meta that cannot be copied stays behind.
+            let _ = meta.transform(to, &gst::meta::MetaTransformCopy::new(..));
+        }
+        std::ops::ControlFlow::Continue(())
+    });
 }
 
 fn unusable(error: impl std::fmt::Display) -> Error {
@@ -127,14 +218,23 @@ pub fn square_width(info: &gst_video::VideoInfo) -> i64 {
 
 /// Caps of everything that [`Painter`] can write.
 pub fn output_caps(least: i32, greatest: i32) -> gst::Caps {
+    any_caps(least, greatest)
+        .field("interlace-mode", gst_video::VideoInterlaceMode::Progressive.to_str())
+        .build()
+}
+
+/// Caps of everything that [`Reader`] can read or [`check_readable`] has a clear word about.
+pub fn input_caps(least: i32, greatest: i32) -> gst::Caps {
+    any_caps(least, greatest).build()
+}
+
+fn any_caps(least: i32, greatest: i32) -> gst_video::VideoCapsBuilder<gst::caps::NoFeature> {
     let any_rate = gst::Fraction::new(0, 1)..=gst::Fraction::new(i32::MAX, 1);
     gst_video::VideoCapsBuilder::new()
         .format_list(FORMATS)
         .width_range(least..=greatest)
         .height_range(least..=greatest)
         .framerate_range(any_rate)
-        .field("interlace-mode", gst_video::VideoInterlaceMode::Progressive.to_str())
-        .build()
 }
 
 /// Settles on a pool of video buffers, downstream's own where it offers one.
@@ -215,6 +315,37 @@ mod tests {
         let large = painted(gst_video::VideoFormat::Y444, 1280, 720);
         assert!((81..=83).contains(&small[0]), "{}", small[0]);
         assert!((62..=64).contains(&large[0]), "{}", large[0]);
+    }
+
+    #[test]
+    fn what_was_painted_is_read() {
+        gst::init().unwrap();
+        let gradient = |i: u32| (i % 3 * 60 + i / 51 * 3) as u8;
+        let frame = RgbFrame { width: 17, height: 19, data: (0..969).map(gradient).collect() };
+        let frame = Arc::new(frame);
+        for format in [gst_video::VideoFormat::Rgb, gst_video::VideoFormat::Y444] {
+            let info = gst_video::VideoInfo::builder(format, 17, 19).build().unwrap();
+            let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
+            Painter::new(info.clone()).paint(&frame, buffer.get_mut().unwrap()).unwrap();
+            let read = Reader::new(info, (17, 19)).unwrap().read(&buffer).unwrap();
+            let worst = frame.data.iter().zip(&read.data).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(worst <= Some(3), "{format:?}: {worst:?}");
+        }
+    }
+
+    #[test]
+    fn interlaced_and_hdr_video_is_refused_with_a_way_out() {
+        gst::init().unwrap();
+        let refused = |caps: &str| {
+            let caps = format!("video/x-raw,format=I420,width=64,height=32,framerate=25/1,{caps}");
+            let caps: gst::Caps = caps.parse().unwrap();
+            check_readable(&gst_video::VideoInfo::from_caps(&caps).unwrap())
+        };
+        let interlaced = refused("interlace-mode=interleaved").unwrap_err().to_string();
+        assert!(interlaced.contains("deinterlace"), "{interlaced}");
+        let hdr = refused("colorimetry=bt2100-pq").unwrap_err().to_string();
+        assert!(hdr.contains("dynamic range"), "{hdr}");
+        assert!(refused("colorimetry=bt709").is_ok());
     }
 
     #[test]

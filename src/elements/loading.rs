@@ -80,16 +80,37 @@ pub fn default_model() -> Result<PathBuf> {
 }
 
 fn default_model_places() -> Vec<PathBuf> {
+    let beside = plugin_folder().map(|folder| folder.join("gst-dit-models/default"));
+    let shared = places("share/gst-plugin-dit/models/default", "models/default");
+    beside.into_iter().chain(shared).collect()
+}
+
+/// Where something installed below a prefix as `installed` may be, and in the source tree as `source`.
+fn places(installed: &str, source: &str) -> Vec<PathBuf> {
     let mut places = Vec::new();
     if let Some(folder) = plugin_folder() {
-        places.push(folder.join("gst-dit-models/default"));
         for up in ["../..", "../../.."] {
-            places.push(folder.join(up).join("share/gst-plugin-dit/models/default"));
+            places.push(folder.join(up).join(installed));
         }
-        places.push(folder.join("../../models/default"));
+        places.push(folder.join("../..").join(source));
     }
-    places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default"));
+    places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join(source));
     places
+}
+
+/// Tells GStreamer where the presets of this plugin lie, if they are not where it looks by itself and the application has
+/// no folder of its own.
+pub fn find_presets() {
+    if gst::Preset::app_dir().is_some() {
+        return;
+    }
+    let places = places("share/gstreamer-1.0/presets", "presets");
+    let found = places.iter().find(|place| place.join("GstDitFilter.prs").is_file());
+    if let Some(folder) = found.and_then(|folder| folder.canonicalize().ok())
+        && gst::Preset::set_app_dir(&folder).is_err()
+    {
+        gst::warning!(CAT, "GStreamer does not take {} as a folder of presets", folder.display());
+    }
 }
 
 /// The folder of `libgstdit.so`, or of the program where the plugin is linked into one.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 //! The GStreamer elements: negotiation, timestamps, latency, flushing, messages; no tensor arithmetic.
 
+pub mod ditfilter;
 pub mod ditsrc;
 pub mod loading;
+pub mod report;
 pub mod settings;
 
 /// Registers every element of the plugin.
@@ -10,5 +12,6 @@ pub mod settings;
 /// # Errors
 /// What GStreamer refuses to register.
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
-    ditsrc::register(plugin)
+    ditsrc::register(plugin)?;
+    ditfilter::register(plugin)
 }

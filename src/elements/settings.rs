@@ -105,15 +105,16 @@ pub enum Effect {
 }
 
 impl Settings {
-    /// The specifications of the shared properties.
-    pub fn pspecs() -> Vec<glib::ParamSpec> {
-        let mut specs = Self::model_pspecs();
-        specs.extend(Self::control_pspecs());
+    /// The specifications of the shared properties, with the defaults of an element; `guidance` are further flags of
+    /// `guidance-scale`, which only some elements bind to a controller.
+    pub fn pspecs(default: &Self, guidance: glib::ParamFlags) -> Vec<glib::ParamSpec> {
+        let mut specs = default.model_pspecs();
+        specs.extend(default.control_pspecs(guidance));
         specs
     }
 
-    fn model_pspecs() -> Vec<glib::ParamSpec> {
-        let default = Self::default();
+    fn model_pspecs(&self) -> Vec<glib::ParamSpec> {
+        let default = self;
         vec![
             glib::ParamSpecString::builder(MODEL_PATH)
                 .nick("Model path")
@@ -156,8 +157,8 @@ impl Settings {
         ]
     }
 
-    fn control_pspecs() -> Vec<glib::ParamSpec> {
-        let default = Self::default();
+    fn control_pspecs(&self, guidance: glib::ParamFlags) -> Vec<glib::ParamSpec> {
+        let default = self;
         vec![
             glib::ParamSpecString::builder(PROMPT)
                 .nick("Prompt")
@@ -190,6 +191,7 @@ impl Settings {
                 .minimum(OWN_GUIDANCE)
                 .maximum(MAX_GUIDANCE)
                 .default_value(default.guidance_scale)
+                .flags(glib::ParamFlags::READWRITE | guidance)
                 .mutable_playing()
                 .build(),
         ]
@@ -272,7 +274,7 @@ mod tests {
     fn every_property_has_a_value_like_its_default() {
         gst::init().unwrap();
         let settings = Settings::default();
-        for spec in Settings::pspecs() {
+        for spec in Settings::pspecs(&settings, glib::ParamFlags::empty()) {
             let value = settings.get(spec.name()).unwrap();
             assert!(value.type_().is_a(spec.value_type()), "{}", spec.name());
             let mut changed = settings.clone();

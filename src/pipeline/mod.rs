@@ -17,6 +17,7 @@ mod noise;
 mod request;
 mod restyle;
 mod rollout;
+mod statistics;
 
 use tch::{Device, Kind, Tensor};
 
@@ -41,6 +42,7 @@ pub use restyle::{
     blend_embeddings,
 };
 pub use rollout::{Chunk, Rollout, Timings};
+pub use statistics::{ColourLock, Motion, difference};
 
 /// The models of a folder on their device; immutable, so any number of rollouts share it.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ pub struct VideoEncoder {
 }
 
 impl VideoEncoder {
-    /// Frames that the next piece must have: 1 + 4k at the start, 4k later; this is for k more latent frames, counting the first.
+    /// Frames that the next piece must have for so many latent frames: 4k, at the start of the stream 1 + 4(k-1).
     pub fn frames_for(&self, pipeline: &Pipeline, latent_frames: i64) -> i64 {
         let factor = pipeline.info().vae.temporal_factor();
         if self.started { latent_frames * factor } else { (latent_frames - 1) * factor + 1 }

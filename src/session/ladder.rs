@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MPL-2.0
 //! What a live stream gives up when the machine is too slow, and when it takes it back.
 //!
-//! The first rung is the full number of denoising steps; each further rung has three quarters of the
+//! For a source the first rung is the full number of denoising steps; each further rung has three quarters of the
 //! steps of the one before, down to a quarter of the full number. A stream that is too slow on the last
-//! rung repeats its last frame until the next chunk is there; that needs no decision here.
+//! rung repeats its last frame until the next chunk is there; that needs no decision here. A filter has rungs
+//! of its own.
 
 use std::time::Duration;
 
@@ -15,16 +16,24 @@ const AIM: f64 = 0.85;
 const COMFORTABLE: f64 = 0.7;
 const CALM_CHUNKS: u32 = 2;
 
+/// What is done on one rung, and its part of the full rung's time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Rung<R> {
+    what: R,
+    cost: f64,
+}
+
 /// The rungs of one stream and where it stands on them.
 #[derive(Debug, Clone)]
-pub struct Ladder {
-    rungs: Vec<u32>,
+pub struct Ladder<R = u32> {
+    /// Never empty.
+    rungs: Vec<Rung<R>>,
     level: usize,
     calm: u32,
 }
 
-impl Ladder {
-    /// A ladder that starts with `steps` denoising steps (at least 1).
+impl Ladder<u32> {
+    /// A ladder of denoising steps that starts with `steps` (at least 1), taking the time to be in proportion to the steps.
     pub fn new(steps: u32) -> Self {
         let steps = steps.max(1);
         let lowest = (steps / 4).max(1);
@@ -34,17 +43,33 @@ impl Ladder {
             rung = (rung * 3 / 4).clamp(lowest, rung - 1);
             rungs.push(rung);
         }
-        Self { rungs, level: 0, calm: 0 }
-    }
-
-    /// The full number of steps.
-    pub fn full(&self) -> u32 {
-        self.rungs[0]
+        let cost = |&rung: &u32| (rung, f64::from(rung) / f64::from(steps));
+        let rest: Vec<_> = rungs[1..].iter().map(cost).collect();
+        Self::with_rungs(steps, rest)
     }
 
     /// The steps to use now.
     pub fn steps(&self) -> u32 {
-        self.rungs[self.level]
+        self.rung()
+    }
+}
+
+impl<R: Copy> Ladder<R> {
+    /// A ladder from full quality down over `rest`, each with the part of the full time that it is expected to take.
+    pub fn with_rungs(full: R, rest: impl IntoIterator<Item = (R, f64)>) -> Self {
+        let rest = rest.into_iter().map(|(what, cost)| Rung { what, cost });
+        let rungs = std::iter::once(Rung { what: full, cost: 1.0 }).chain(rest).collect();
+        Self { rungs, level: 0, calm: 0 }
+    }
+
+    /// What full quality is.
+    pub fn full(&self) -> R {
+        self.rungs[0].what
+    }
+
+    /// What to do now.
+    pub fn rung(&self) -> R {
+        self.rungs[self.level].what
     }
 
     /// The rung in use; 0 is full quality.
@@ -52,7 +77,23 @@ impl Ladder {
         self.level as u32
     }
 
-    /// Learns how long a chunk with the present number of steps took, and how long it plays.
+    /// Goes to another rung, at most the last.
+    pub fn set_level(&mut self, level: u32) {
+        self.calm = 0;
+        self.level = (level as usize).min(self.rungs.len() - 1);
+    }
+
+    /// How many rungs there are.
+    pub fn len(&self) -> usize {
+        self.rungs.len()
+    }
+
+    /// Never: there is always full quality.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Learns how long a chunk on the present rung took, and how long it plays.
     pub fn observe(&mut self, spent: Duration, playing: Duration) {
         let load = spent.as_secs_f64() / playing.as_secs_f64().max(1e-9);
         if load > TOO_SLOW {
@@ -72,9 +113,9 @@ impl Ladder {
         }
     }
 
-    /// The load on another rung, taking the time to be in proportion to the steps.
+    /// The load to be expected on another rung.
     fn expected(&self, load: f64, rung: usize) -> f64 {
-        load * f64::from(self.rungs[rung]) / f64::from(self.steps())
+        load * self.rungs[rung].cost / self.rungs[self.level].cost.max(1e-9)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `signal.rs` | how that thread is woken |
 //! | `stream.rs` | frames that are pulled: one session's queue of frames, epochs, flushing, statistics |
 //! | `feed.rs` | jobs that are pushed, for elements with input |
+//! | `restyling.rs` | the jobs of `ditfilter`: a chunk of frames in, as many restyled frames out |
 //! | `ladder.rs` | fewer steps when a live stream is too slow, and back again |
 //!
 //! Nothing here knows GStreamer; nothing here computes. Waits end early by [`Session::set_flushing`],
@@ -17,6 +18,7 @@ mod feed;
 mod ladder;
 mod model;
 mod registry;
+mod restyling;
 mod signal;
 mod stream;
 
@@ -35,6 +37,7 @@ pub use ladder::Ladder;
 use model::Client;
 pub use model::Model;
 pub use registry::loaded_models;
+pub use restyling::{RestyleJob, RestyleSettings, RestyledFrames, Restyling, Words};
 pub use stream::{ChunkInfo, Event, Picked, Plan, Stats, Stop, Stream};
 
 /// How to open a session.

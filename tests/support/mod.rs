@@ -216,7 +216,8 @@ impl Drop for Rig {
     }
 }
 
-fn frame(buffer: &gst::Buffer) -> Frame {
+/// A buffer's times and bytes.
+pub fn frame(buffer: &gst::Buffer) -> Frame {
     Frame {
         pts: buffer.pts().unwrap().nseconds(),
         duration: buffer.duration().unwrap().nseconds(),

@@ -18,9 +18,10 @@ use gst_base::subclass::base_src::CreateSuccess;
 use gst_base::subclass::prelude::*;
 
 use super::negotiation::{fixate_size, state_colours};
-use super::report::{Reporter, When, stats_structure, tags};
+use super::report::{Reporter, stats_structure, tags};
 use super::timeline::{Slot, Timeline};
 use crate::elements::loading::{self, Progress};
+use crate::elements::report::When;
 use crate::elements::settings::{Effect, Settings};
 use crate::error::Error;
 use crate::frames::{self, Painter};
@@ -104,7 +105,7 @@ impl ObjectSubclass for DitSrc {
 impl ObjectImpl for DitSrc {
     fn properties() -> &'static [glib::ParamSpec] {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
-            let mut specs = Settings::pspecs();
+            let mut specs = Settings::pspecs(&Settings::default(), glib::ParamFlags::empty());
             specs.push(
                 glib::ParamSpecBoolean::builder("is-live")
                     .nick("Is live")

@@ -3,43 +3,15 @@
 //!
 //! | message | when | fields |
 //! |---|---|---|
-//! | `dit-controls-applied` | the first frame made with changed controls goes out | `running-time`, `stream-time`, `prompt`, `negative-prompt`, `guidance-scale`, `seed`, `steps` |
-//! | `dit-degraded` | a live stream begins to give something up, or takes it back | `running-time`, `stream-time`, `action` (`none`, `fewer-steps`, `repeat-frame`), `level`, `steps`, `repeated` |
+//! | `dit-controls-applied` | the first frame made with changed controls goes out | `running-time`, `stream-time`, `timestamp`, `prompt`, `negative-prompt`, `guidance-scale`, `seed`, `steps` |
+//! | `dit-degraded` | a live stream begins to give something up, or takes it back | `running-time`, `stream-time`, `timestamp`, `action` (`none`, `fewer-steps`, `repeat-frame`), `level`, `steps`, `repeated` |
 //! | QoS | a live stream repeats a frame | processed and dropped (repeated) frames |
 
 use gst::prelude::*;
 
+use crate::elements::report::{When, controls_applied, guidance, qos};
 use crate::pipeline::{Controls, FolderInfo};
 use crate::session::{ChunkInfo, Stats};
-
-/// When a buffer is shown.
-#[derive(Debug, Clone, Copy)]
-pub struct When {
-    pub pts: Option<gst::ClockTime>,
-    pub duration: Option<gst::ClockTime>,
-    pub running_time: Option<gst::ClockTime>,
-    pub stream_time: Option<gst::ClockTime>,
-}
-
-impl When {
-    /// The times of a buffer in the segment that it is pushed in.
-    pub fn new(buffer: &gst::BufferRef, segment: &gst::Segment) -> Self {
-        let pts = buffer.pts();
-        let segment = segment.downcast_ref::<gst::ClockTime>();
-        Self {
-            pts,
-            duration: buffer.duration(),
-            running_time: segment.and_then(|segment| segment.to_running_time(pts)),
-            stream_time: segment.and_then(|segment| segment.to_stream_time(pts)),
-        }
-    }
-
-    fn structure(&self, name: &str) -> gst::structure::Builder {
-        gst::Structure::builder(name)
-            .field("running-time", self.running_time)
-            .field("stream-time", self.stream_time)
-    }
-}
 
 /// How far a live stream is from what it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,7 +47,7 @@ impl Reporter {
         let wanted = if chunk.level == 0 { chunk.steps } else { self.steps_applied(chunk.steps) };
         let now = (chunk.controls.clone(), wanted);
         if self.applied.as_ref().is_some_and(|applied| *applied != now) {
-            messages.push(controls_applied(chunk, when, info));
+            messages.push(controls_applied(&chunk.controls, chunk.steps, when, info));
         }
         self.applied = Some(now);
         let degradation = Degradation { level: chunk.level, repeating: repeated };
@@ -106,33 +78,8 @@ impl Reporter {
 
     /// A QoS message for a frame that was repeated.
     pub fn qos(&self, element: &impl IsA<gst::Object>, when: &When) -> gst::Message {
-        gst::message::Qos::builder(true)
-            .running_time(when.running_time)
-            .stream_time(when.stream_time)
-            .timestamp(when.pts)
-            .duration(when.duration)
-            .stats(
-                gst::format::Buffers::from_u64(self.processed),
-                gst::format::Buffers::from_u64(self.repeated),
-            )
-            .src(element)
-            .build()
+        qos(element, when, (self.processed, self.repeated))
     }
-}
-
-fn controls_applied(chunk: &ChunkInfo, when: &When, info: &FolderInfo) -> gst::Structure {
-    let controls = &chunk.controls;
-    when.structure("dit-controls-applied")
-        .field("prompt", &controls.prompt)
-        .field("negative-prompt", &controls.negative_prompt)
-        .field("guidance-scale", guidance(controls, info))
-        .field("seed", controls.seed)
-        .field("steps", chunk.steps)
-        .build()
-}
-
-fn guidance(controls: &Controls, info: &FolderInfo) -> f64 {
-    controls.guidance_scale.unwrap_or(info.native.guidance_scale)
 }
 
 /// Title, encoder and comment of what is made with these controls.

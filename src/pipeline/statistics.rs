@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MPL-2.0
+//! What is measured on frames to keep a restyled stream steady: how much moves, and how colours drift.
+
+use tch::{Kind, Tensor};
+
+use super::decode::RgbFrame;
+
+/// Mean absolute difference of two pictures in [0, 1]; 1 where their sizes differ.
+pub fn difference(a: &RgbFrame, b: &RgbFrame) -> f64 {
+    if (a.width, a.height) != (b.width, b.height) || a.data.is_empty() {
+        return 1.0;
+    }
+    let sum: u64 = a.data.iter().zip(&b.data).map(|(&a, &b)| u64::from(a.abs_diff(b))).sum();
+    sum as f64 / (a.data.len() as f64 * 255.0)
+}
+
+/// How much moves in the frames of a stream, smoothed from chunk to chunk.
+///
+/// The measure and its scale are those of StreamDiffusionV2's noise controller: the largest root mean square difference of
+/// neighbouring frames in [-1, 1], a fifth of the range counting as full motion.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Motion {
+    level: Option<f64>,
+}
+
+impl Motion {
+    const FULL: f64 = 0.2;
+    /// Share of a new chunk in the smoothed level.
+    const SHARE: f64 = 0.9;
+
+    /// Takes in a chunk of frames, the last one of the chunk before first; returns the level in [0, 1].
+    pub fn observe<'a>(&mut self, frames: impl IntoIterator<Item = &'a RgbFrame>) -> f64 {
+        let mut frames = frames.into_iter();
+        let mut largest = 0.0f64;
+        if let Some(mut before) = frames.next() {
+            for frame in frames {
+                largest = largest.max(rms_difference(before, frame));
+                before = frame;
+            }
+        }
+        let now = (largest / Self::FULL).clamp(0.0, 1.0);
+        let level = self.level.map_or(now, |level| Self::SHARE * now + (1.0 - Self::SHARE) * level);
+        self.level = Some(level);
+        level
+    }
+}
+
+/// In units of [-1, 1].
+fn rms_difference(a: &RgbFrame, b: &RgbFrame) -> f64 {
+    if a.data.len() != b.data.len() || a.data.is_empty() {
+        return 2.0;
+    }
+    let square = |(&a, &b): (&u8, &u8)| u64::from(a.abs_diff(b)).pow(2);
+    let sum: u64 = a.data.iter().zip(&b.data).map(square).sum();
+    (sum as f64 / a.data.len() as f64).sqrt() / 127.5
+}
+
+/// Holds the colours of a restyled stream where they were, relative to those of its input.
+///
+/// Each chunk's frames continue frames that were made before, so a small cast grows. The first chunk says how far the
+/// style moves the mean of each channel and how much it stretches it; later chunks are brought back to that.
+#[derive(Debug, Default)]
+pub struct ColourLock {
+    /// Distance of the means and ratio of the deviations, `[1, 3, 1, 1, 1]`.
+    reference: Option<(Tensor, Tensor)>,
+}
+
+impl ColourLock {
+    /// Most that a mean is moved, in [-1, 1].
+    const FARTHEST: f64 = 0.25;
+
+    /// Video `[1, 3, F, H, W]` made from `input` (of any number of frames), corrected by `amount` in [0, 1].
+    pub fn apply(&mut self, input: &Tensor, video: &Tensor, amount: f64) -> Tensor {
+        if amount <= 0.0 {
+            self.reference = None;
+            return video.shallow_clone();
+        }
+        let (input_mean, input_deviation) = channel_statistics(&input.to_device(video.device()));
+        let (mean, deviation) = channel_statistics(video);
+        let (shift, stretch) = (&mean - &input_mean, &deviation / &input_deviation);
+        let Some((reference_shift, reference_stretch)) = &self.reference else {
+            self.reference = Some((shift, stretch));
+            return video.shallow_clone();
+        };
+        let back = (reference_shift - shift).clamp(-Self::FARTHEST, Self::FARTHEST) * amount;
+        let scale = (reference_stretch / stretch).clamp(0.8, 1.25);
+        let scale = (scale - 1.0) * amount + 1.0;
+        ((video - &mean) * scale + &mean + back).clamp(-1.0, 1.0)
+    }
+
+    /// Lets the next chunk say what the style does.
+    pub fn release(&mut self) {
+        self.reference = None;
+    }
+}
+
+/// Mean and standard deviation of each channel, `[1, 3, 1, 1, 1]`; the deviation never vanishes.
+fn channel_statistics(video: &Tensor) -> (Tensor, Tensor) {
+    let video = video.to_kind(Kind::Float);
+    let dims = [2i64, 3, 4];
+    let mean = video.mean_dim(dims.as_slice(), true, Kind::Float);
+    let centred = &video - &mean;
+    let deviation = (&centred * &centred).mean_dim(dims.as_slice(), true, Kind::Float).sqrt();
+    (mean, deviation.clamp_min(0.02))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn flat(value: u8) -> RgbFrame {
+        RgbFrame { width: 4, height: 4, data: vec![value; 48] }
+    }
+
+    #[test]
+    fn difference_is_a_share_of_the_range() {
+        assert_eq!(difference(&flat(10), &flat(10)), 0.0);
+        assert_eq!(difference(&flat(0), &flat(255)), 1.0);
+        let other = RgbFrame { width: 8, height: 2, data: vec![0; 48] };
+        assert_eq!(difference(&flat(0), &other), 1.0);
+    }
+
+    #[test]
+    fn motion_rises_and_falls() {
+        let mut motion = Motion::default();
+        assert_eq!(motion.observe(&[flat(9), flat(9), flat(9)]), 0.0);
+        let moving = motion.observe(&[flat(0), flat(255)]);
+        assert!((moving - 0.9).abs() < 1e-9, "{moving}");
+        let calm = motion.observe(&[flat(255), flat(255)]);
+        assert!(calm < 0.1, "{calm}");
+    }
+
+    #[test]
+    fn a_growing_cast_is_taken_back() {
+        let options = (Kind::Float, Device::Cpu);
+        let input = Tensor::rand([1, 3, 4, 8, 8], options) - 0.5;
+        let mut lock = ColourLock::default();
+        let styled = &input * 0.5 + 0.1;
+        assert_eq!(lock.apply(&input, &styled, 1.0), styled);
+        let cast = &styled + 0.1;
+        let corrected = lock.apply(&input, &cast, 1.0);
+        let off = (&corrected - &styled).abs().max().double_value(&[]);
+        assert!(off < 1e-4, "{off}");
+        let half = lock.apply(&input, &cast, 0.5);
+        let off = ((half - styled).mean(Kind::Float).double_value(&[]) - 0.05).abs();
+        assert!(off < 1e-4, "{off}");
+        // A change of the input's own brightness is no drift.
+        let brighter = &input + 0.2;
+        let follows = &styled + 0.2;
+        let kept = lock.apply(&brighter, &follows, 1.0);
+        assert!((kept - follows).abs().max().double_value(&[]) < 1e-4);
+        assert_eq!(lock.apply(&input, &cast, 0.0), cast);
+    }
+}
