@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MPL-2.0
+//! `ditmixer`: one video turns into another.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `imp.rs` | the element: properties, states, the base class's calls |
+//! | `pad.rs` | a sink pad: its properties, its frames in the output's format |
+//! | `negotiation.rs` | size, shape, rate and latency of the output |
+//! | `mixing.rs` | which streams are mixed and by how much; transitions |
+//! | `slot.rs` | one output frame: what is mixed for it |
+//! | `picture.rs` | scaling, conversion, crossfade |
+//! | `report.rs` | element messages |
+
+use gst::prelude::*;
+
+mod imp;
+mod mixing;
+mod negotiation;
+mod pad;
+mod picture;
+mod report;
+mod slot;
+
+pub use mixing::DitEasing;
+pub use picture::DitSizing;
+
+/// What lies between two streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[repr(C)]
+#[enum_type(name = "GstDitMixMode")]
+pub enum DitMixMode {
+    #[default]
+    #[enum_value(name = "Crossfade: both pictures laid over each other", nick = "crossfade")]
+    Crossfade,
+}
+
+/// What stands in for a stream that shows nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[repr(C)]
+#[enum_type(name = "GstDitMissing")]
+pub enum DitMissing {
+    #[default]
+    #[enum_value(name = "Fall back: the other stream", nick = "fall-back")]
+    FallBack,
+    #[enum_value(name = "Hold: its last picture", nick = "hold")]
+    Hold,
+}
+
+glib::wrapper! {
+    /// A sink pad of [`DitMixer`].
+    pub struct DitMixerPad(ObjectSubclass<pad::DitMixerPad>)
+        @extends gst_video::VideoAggregatorConvertPad, gst_video::VideoAggregatorPad, gst_base::AggregatorPad, gst::Pad, gst::Object;
+}
+
+glib::wrapper! {
+    /// Turns one video into another; see the module's documentation.
+    pub struct DitMixer(ObjectSubclass<imp::DitMixer>)
+        @extends gst_video::VideoAggregator, gst_base::Aggregator, gst::Element, gst::Object,
+        @implements gst::ChildProxy;
+}
+
+/// Registers the element; it is never picked automatically.
+///
+/// # Errors
+/// What GStreamer refuses to register.
+pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    #[cfg(feature = "doc")]
+    {
+        DitEasing::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+        DitSizing::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+        DitMixMode::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+        DitMissing::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+        DitMixerPad::static_type().mark_as_plugin_api(gst::PluginAPIFlags::empty());
+    }
+    gst::Element::register(Some(plugin), "ditmixer", gst::Rank::NONE, DitMixer::static_type())
+}

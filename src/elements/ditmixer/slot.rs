@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MPL-2.0
+//! One output frame: which streams are mixed for it, where a transition stands, and its picture.
+
+use std::sync::Arc;
+
+use gst::prelude::*;
+use gst::subclass::prelude::*;
+use gst_base::prelude::*;
+use gst_video::prelude::*;
+use gst_video::subclass::AggregateFramesToken;
+
+use super::DitMissing;
+use super::DitMixerPad;
+use super::imp::{CAT, DitMixer, locked};
+use super::mixing::{Place, Transition};
+use super::picture::compose;
+use super::report::{self, When};
+use crate::error::Result;
+use crate::frames::Painter;
+use crate::pipeline::RgbFrame;
+
+/// What is known of an output frame before it goes out.
+#[derive(Default)]
+pub(super) struct Slot {
+    /// Messages to post with it.
+    pub notes: Vec<gst::Structure>,
+    /// `mix` changed because a transition ended.
+    pub mix_moved: bool,
+}
+
+impl DitMixer {
+    /// The sink pads in their order.
+    pub(super) fn pads(&self) -> Vec<DitMixerPad> {
+        self.obj().sink_pads().into_iter().filter_map(|pad| pad.downcast().ok()).collect()
+    }
+
+    /// Paints the output frame of the present time into `buffer`.
+    pub(super) fn fill_slot(
+        &self,
+        token: &AggregateFramesToken,
+        buffer: &mut gst::BufferRef,
+    ) -> Result<Slot, gst::FlowError> {
+        let obj = self.obj();
+        let output =
+            VideoAggregatorExtManual::video_info(&*obj).ok_or(gst::FlowError::NotNegotiated)?;
+        let when = When::new(buffer.pts(), &obj.src_pad().segment());
+        if let Some(stream_time) = when.stream_time
+            && let Err(error) = obj.sync_values(stream_time)
+        {
+            gst::debug!(CAT, imp = self, "{error}");
+        }
+        let pads = self.pads();
+        let mut slot = Slot::default();
+        let place = self.place(&pads, &when, &mut slot);
+        self.paint(token, &pads, place, (&output, buffer)).map_err(|error| {
+            gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
+            gst::FlowError::Error
+        })?;
+        Ok(slot)
+    }
+
+    /// Where the mix is now; begins and ends transitions.
+    fn place(&self, pads: &[DitMixerPad], when: &When, slot: &mut Slot) -> Place {
+        let now = when.running_time.map_or(0, gst::ClockTime::nseconds);
+        let (mix, duration, easing, at) = {
+            let settings = locked(&self.settings);
+            (settings.mix, settings.transition_duration, settings.easing, settings.transition_at)
+        };
+        let mut place = Place::of(mix, pads.len());
+        let mut moved = None;
+        {
+            let mut state = locked(&self.state);
+            if at.is_some_and(|at| now >= at) && state.started_at != at {
+                state.started_at = at;
+                state.wanted.get_or_insert(duration);
+            }
+            if state.transition.is_none()
+                && let Some(duration) = state.wanted.take()
+                && let Some(to) = Transition::target(place.nearest(), pads.len())
+            {
+                let from = place.nearest();
+                let begun = Transition { from, to, start: now, duration, easing };
+                slot.notes.push(note("dit-transition-start", &begun, pads, when));
+                state.transition = Some(begun);
+            }
+            if let Some(transition) = state.transition {
+                place = transition.place(now).unwrap_or_else(|| {
+                    slot.notes.push(note("dit-transition-end", &transition, pads, when));
+                    moved = Some(Place::mix_of(transition.to, pads.len()));
+                    state.transition = None;
+                    Place::at(transition.to.min(pads.len().saturating_sub(1)))
+                });
+            }
+        }
+        if let Some(mix) = moved {
+            locked(&self.settings).mix = mix;
+            slot.mix_moved = true;
+        }
+        let weight = |stream: usize| pads.get(stream).map_or(1.0, |pad| pad.imp().weight());
+        place.weighted(weight(place.from), weight(place.to))
+    }
+
+    /// The crossfade of a place; of one stream where the other shows nothing.
+    fn paint(
+        &self,
+        token: &AggregateFramesToken,
+        pads: &[DitMixerPad],
+        place: Place,
+        (output, buffer): (&gst_video::VideoInfo, &mut gst::BufferRef),
+    ) -> Result<()> {
+        let hold = locked(&self.settings).on_missing == DitMissing::Hold;
+        let picture = |stream: usize| pads.get(stream)?.imp().picture(token, output, hold);
+        let from = picture(place.from);
+        let to = if place.to == place.from { None } else { picture(place.to) };
+        match (from, to) {
+            (Some(from), Some(to)) => compose(&from, Some((&to, place.share)), output, buffer),
+            (Some(only), None) | (None, Some(only)) => compose(&only, None, output, buffer),
+            (None, None) => {
+                let mut others: Vec<usize> = (0..pads.len()).collect();
+                others.sort_by_key(|stream| stream.abs_diff(place.nearest()));
+                match others.into_iter().find_map(picture) {
+                    Some(only) => compose(&only, None, output, buffer),
+                    None => black(output, buffer),
+                }
+            }
+        }
+    }
+}
+
+fn note(name: &str, transition: &Transition, pads: &[DitMixerPad], when: &When) -> gst::Structure {
+    let name_of = |stream: usize| pads.get(stream).map(|pad| pad.name()).unwrap_or_default();
+    let names = [name_of(transition.from), name_of(transition.to)];
+    report::transition(name, when, [&names[0], &names[1]], transition.duration)
+}
+
+fn black(output: &gst_video::VideoInfo, buffer: &mut gst::BufferRef) -> Result<()> {
+    let size = 16;
+    let frame = RgbFrame { width: size, height: size, data: vec![0; size * size * 3] };
+    Painter::new(output.clone()).paint(&Arc::new(frame), buffer)
+}
