@@ -5,22 +5,29 @@
 //! frame after the other. Its lock is held while a frame is composed and free when the frame is finished,
 //! which is where frames go out.
 //!
-//! Locks: `settings` and `state` are each taken alone and never held over a push, a message, a query or a
-//! property's change.
+//! Locks: all but `flow` are each taken alone; `flow` is taken before others. None is held over a push, a message, a
+//! query, a property's change or a wait.
 
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
+use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::subclass::{AggregateFramesToken, prelude::*};
 
 use super::mixing::{DitEasing, Transition};
 use super::negotiation::{sink_caps, source_caps};
+use super::picture::Scaler;
+use super::queue::Flow;
 use super::slot::Slot;
 use super::{DitMissing, DitMixMode, DitMixerPad};
+use crate::elements::loading::{self, Progress};
 use crate::elements::settings::Settings;
+use crate::frames::Painter;
+use crate::session::{MixFeed, Model};
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
@@ -36,12 +43,15 @@ pub(super) struct Properties {
     pub common: Settings,
     pub mode: DitMixMode,
     pub mix: f64,
+    pub creativity: f64,
     /// In nanoseconds.
     pub transition_duration: u64,
     pub easing: DitEasing,
     /// Running time in nanoseconds.
     pub transition_at: Option<u64>,
     pub on_missing: DitMissing,
+    /// In nanoseconds.
+    pub processing_latency: Option<u64>,
 }
 
 impl Default for Properties {
@@ -50,10 +60,12 @@ impl Default for Properties {
             common: Settings { prompt: String::new(), ..Settings::default() },
             mode: DitMixMode::default(),
             mix: 0.0,
+            creativity: 0.6,
             transition_duration: 1_000_000_000,
             easing: DitEasing::default(),
             transition_at: None,
             on_missing: DitMissing::default(),
+            processing_latency: None,
         }
     }
 }
@@ -70,10 +82,30 @@ pub(super) struct State {
     pub composed: Option<Slot>,
 }
 
+/// A model in use.
+pub(super) struct Engine {
+    pub feed: Arc<MixFeed>,
+    progress: Arc<Progress>,
+}
+
 #[derive(Default)]
 pub struct DitMixer {
     pub(super) settings: Mutex<Properties>,
     pub(super) state: Mutex<State>,
+    pub(super) flow: Mutex<Flow>,
+    pub(super) engine: Mutex<Option<Engine>>,
+    /// Keeps the weights while the element is not in NULL.
+    model: Mutex<Option<Arc<Model>>>,
+    pub(super) painter: Mutex<Option<Painter>>,
+    /// From the output's format to the model's, for either side and for single pictures.
+    pub(super) readers: Mutex<[Scaler; 3]>,
+    /// The output as negotiated.
+    pub(super) output: Mutex<Option<gst_video::VideoInfo>>,
+    /// Part of the latency that is for the model, in nanoseconds.
+    pub(super) ahead: AtomicU64,
+    flushing: AtomicBool,
+    /// An error was posted; what follows from it is not posted again.
+    failed: AtomicBool,
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,6 +115,8 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// `transition-at` when no transition begins by itself.
 const NEVER: u64 = u64::MAX;
+/// `processing-latency` of the playing time of a chunk.
+const OWN: u64 = u64::MAX;
 
 #[glib::object_subclass]
 impl ObjectSubclass for DitMixer {
@@ -120,6 +154,10 @@ impl ObjectImpl for DitMixer {
         let taken = match pspec.name() {
             "mix" => value.get().map(|it| settings.mix = it),
             "mode" => value.get().map(|it| settings.mode = it),
+            "creativity" => value.get().map(|it| settings.creativity = it),
+            "processing-latency" => value
+                .get()
+                .map(|it: u64| settings.processing_latency = Some(it).filter(|it| *it != OWN)),
             "transition-duration" => value.get().map(|it| settings.transition_duration = it),
             "transition-easing" => value.get().map(|it| settings.easing = it),
             "transition-at" => value
@@ -143,6 +181,12 @@ impl ObjectImpl for DitMixer {
         match pspec.name() {
             "mix" => settings.mix.to_value(),
             "mode" => settings.mode.to_value(),
+            "creativity" => settings.creativity.to_value(),
+            "processing-latency" => settings.processing_latency.unwrap_or(OWN).to_value(),
+            "stats" => {
+                drop(settings);
+                self.stats().to_value()
+            }
             "transition-duration" => settings.transition_duration.to_value(),
             "transition-easing" => settings.easing.to_value(),
             "transition-at" => settings.transition_at.unwrap_or(NEVER).to_value(),
@@ -150,10 +194,34 @@ impl ObjectImpl for DitMixer {
             name => settings.common.get(name).unwrap_or_else(|| pspec.default_value().clone()),
         }
     }
+
+    fn constructed(&self) {
+        self.parent_constructed();
+        // The base class stops its task after it has pushed FLUSH_START, whether a seek or upstream began the flush.
+        let weak = self.downgrade();
+        let kinds = gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::EVENT_FLUSH;
+        self.obj().src_pad().add_probe(kinds, move |_pad, info| {
+            if let (Some(imp), Some(event)) = (weak.upgrade(), info.event()) {
+                match event.type_() {
+                    gst::EventType::FlushStart => imp.set_flushing(true),
+                    gst::EventType::FlushStop => imp.set_flushing(false),
+                    _ => (),
+                }
+            }
+            gst::PadProbeReturn::Ok
+        });
+    }
 }
 
 fn own_pspecs() -> Vec<glib::ParamSpec> {
     let default = Properties::default();
+    let mut specs = Settings::pspecs(&default.common, glib::ParamFlags::empty());
+    specs.extend(mix_pspecs(&default));
+    specs.extend(transition_pspecs(&default));
+    specs
+}
+
+fn mix_pspecs(default: &Properties) -> Vec<glib::ParamSpec> {
     vec![
         glib::ParamSpecDouble::builder("mix")
             .nick("Mix")
@@ -169,6 +237,36 @@ fn own_pspecs() -> Vec<glib::ParamSpec> {
             .blurb("What lies between two streams")
             .mutable_playing()
             .build(),
+        glib::ParamSpecDouble::builder("creativity")
+            .nick("Creativity")
+            .blurb("How freely the model paints half-way between two streams (noise level; 0 = it only cleans up their mix)")
+            .minimum(0.0)
+            .maximum(1.0)
+            .default_value(default.creativity)
+            .controllable()
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("on-missing", default.on_missing)
+            .nick("On missing")
+            .blurb("What stands in for a stream that has ended or shows nothing for a while")
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecUInt64::builder("processing-latency")
+            .nick("Processing latency")
+            .blurb("Part of a live stream's latency that is left to the model (ns; the greatest value = the playing time of a chunk); what is not ready then goes out as a crossfade")
+            .default_value(default.processing_latency.unwrap_or(OWN))
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+            .nick("Statistics")
+            .blurb("Frames out, and those of them that are crossfades because the model was too late")
+            .read_only()
+            .build(),
+    ]
+}
+
+fn transition_pspecs(default: &Properties) -> Vec<glib::ParamSpec> {
+    vec![
         glib::ParamSpecUInt64::builder("transition-duration")
             .nick("Transition duration")
             .blurb("How long a transition takes (ns)")
@@ -184,11 +282,6 @@ fn own_pspecs() -> Vec<glib::ParamSpec> {
             .nick("Transition at")
             .blurb("Running time at which a transition to the neighbouring stream begins by itself (ns; the greatest value = never)")
             .default_value(default.transition_at.unwrap_or(NEVER))
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecEnum::builder_with_default("on-missing", default.on_missing)
-            .nick("On missing")
-            .blurb("What stands in for a stream that has ended or shows nothing for a while")
             .mutable_playing()
             .build(),
     ]
@@ -230,6 +323,31 @@ impl ElementImpl for DitMixer {
         &TEMPLATES
     }
 
+    fn change_state(
+        &self,
+        transition: gst::StateChange,
+    ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        match transition {
+            gst::StateChange::ReadyToPaused => self.failed.store(false, Ordering::SeqCst),
+            gst::StateChange::PausedToReady => self.cancel(),
+            _ => (),
+        }
+        let success = self.parent_change_state(transition)?;
+        if transition == gst::StateChange::ReadyToNull {
+            let model = locked(&self.model).take();
+            drop(model);
+        }
+        Ok(success)
+    }
+
+    fn post_message(&self, message: gst::Message) -> bool {
+        if message.type_() == gst::MessageType::Error && self.failed.swap(true, Ordering::SeqCst) {
+            gst::debug!(CAT, imp = self, "not posting a consequence: {message:?}");
+            return true;
+        }
+        self.parent_post_message(message)
+    }
+
     fn request_new_pad(
         &self,
         templ: &gst::PadTemplate,
@@ -268,18 +386,82 @@ impl ChildProxyImpl for DitMixer {
 impl AggregatorImpl for DitMixer {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         *locked(&self.state) = State::default();
+        *locked(&self.flow) = Flow::default();
+        self.flushing.store(false, Ordering::SeqCst);
+        if locked(&self.settings).mode != DitMixMode::Crossfade {
+            self.open()?;
+        }
         self.parent_start()
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        self.cancel();
+        let engine = locked(&self.engine).take();
+        drop(engine);
         *locked(&self.state) = State::default();
+        *locked(&self.flow) = Flow::default();
+        *locked(&self.painter) = None;
+        *locked(&self.output) = None;
+        *locked(&self.readers) = Default::default();
         self.pads().iter().for_each(|pad| pad.imp().forget());
         self.parent_stop()
     }
 
     fn flush(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
         *locked(&self.state) = State::default();
+        self.discard();
         self.parent_flush()
+    }
+
+    fn next_time(&self) -> Option<gst::ClockTime> {
+        // Frames are expected when they are due, not when the model has to be done with them.
+        let next = self.parent_next_time()?.nseconds();
+        let ahead = self.ahead.load(Ordering::SeqCst);
+        let slot = next.saturating_sub(ahead);
+        let head = locked(&self.flow).head().map(|head| head.saturating_sub(self.frame_duration()));
+        Some(gst::ClockTime::from_nseconds(head.map_or(slot, |head| head.min(slot))))
+    }
+
+    fn aggregate(&self, timeout: bool) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.adopt_mode()?;
+        self.pump(false)?;
+        if timeout && !self.slot_is_due() {
+            return Err(gst_base::AGGREGATOR_FLOW_NEED_DATA);
+        }
+        match self.parent_aggregate(timeout) {
+            Err(gst::FlowError::Eos) => {
+                self.drain()?;
+                Err(gst::FlowError::Eos)
+            }
+            other => other,
+        }
+    }
+
+    fn negotiated_src_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        let info = gst_video::VideoInfo::from_caps(caps)
+            .map_err(|_| gst::loggable_error!(CAT, "no video caps: {caps}"))?;
+        if locked(&self.output).as_ref() != Some(&info) {
+            // What is held is of the caps so far.
+            self.drain().map_err(|error| gst::loggable_error!(CAT, "draining: {error}"))?;
+            *locked(&self.output) = Some(info);
+        }
+        self.parent_negotiated_src_caps(caps)?;
+        self.set_latency();
+        Ok(())
+    }
+
+    fn decide_allocation(
+        &self,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        // Frames are held back; a pool with few of them would run dry.
+        let offered = query.allocation_pools().next();
+        if let Some((Some(_), size, _, max)) = offered
+            && max > 0
+        {
+            query.set_nth_allocation_pool(0, gst::BufferPool::NONE, size, 0, 0);
+        }
+        self.parent_decide_allocation(query)
     }
 
     fn fixate_src_caps(&self, caps: gst::Caps) -> gst::Caps {
@@ -296,17 +478,11 @@ impl AggregatorImpl for DitMixer {
     }
 
     fn finish_buffer(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let slot = locked(&self.state).composed.take().unwrap_or_default();
-        if slot.mix_moved {
-            self.obj().notify("mix");
+        let composed = locked(&self.state).composed.take();
+        match composed {
+            Some(slot) => self.enqueue(buffer, slot),
+            None => self.parent_finish_buffer(buffer),
         }
-        for note in slot.notes {
-            gst::debug!(CAT, imp = self, "{note}");
-            let _ = self
-                .obj()
-                .post_message(gst::message::Element::builder(note).src(&*self.obj()).build());
-        }
-        self.parent_finish_buffer(buffer)
     }
 }
 
@@ -323,6 +499,110 @@ impl VideoAggregatorImpl for DitMixer {
 }
 
 impl DitMixer {
+    /// Opens the model.
+    fn open(&self) -> Result<(), gst::ErrorMessage> {
+        let settings = locked(&self.settings).common.clone();
+        let opening =
+            loading::opening(&settings).map_err(|error| loading::error_message(&error))?;
+        gst::info!(CAT, imp = self, "{}", opening.info.folder.display());
+        let progress = Progress::start(&*self.obj(), &opening.info.folder);
+        let events = progress.clone();
+        let feed = MixFeed::open(opening, move |event| events.handle(&event)).map_err(|error| {
+            progress.cancel();
+            loading::error_message(&error)
+        })?;
+        let kept = locked(&self.model).replace(feed.model().clone());
+        drop(kept);
+        *locked(&self.engine) = Some(Engine { feed: Arc::new(feed), progress });
+        Ok(())
+    }
+
+    /// Ends waits and computations on the way down.
+    fn cancel(&self) {
+        self.flushing.store(true, Ordering::SeqCst);
+        if let Some(engine) = &*locked(&self.engine) {
+            engine.feed.close();
+            engine.progress.cancel();
+        }
+    }
+
+    /// Ends waits while the source pad is flushing.
+    fn set_flushing(&self, flushing: bool) {
+        self.flushing.store(flushing, Ordering::SeqCst);
+        if let Some(engine) = &*locked(&self.engine) {
+            engine.feed.set_flushing(flushing);
+        }
+    }
+
+    pub(super) fn is_flushing(&self) -> bool {
+        self.flushing.load(Ordering::SeqCst)
+    }
+
+    /// Follows a changed mode: another may need the model, and another latency.
+    fn adopt_mode(&self) -> Result<(), gst::FlowError> {
+        let needed = locked(&self.settings).mode != DitMixMode::Crossfade;
+        if needed && locked(&self.engine).is_none() {
+            self.open().map_err(|message| {
+                self.obj().post_error_message(message);
+                gst::FlowError::Error
+            })?;
+        }
+        let (ahead, _) = self.latency();
+        if ahead != self.ahead.load(Ordering::SeqCst) {
+            if self.feed().is_none() {
+                self.drain()?;
+            }
+            self.set_latency();
+        }
+        Ok(())
+    }
+
+    /// Playing time of an output frame in nanoseconds.
+    pub(super) fn frame_duration(&self) -> u64 {
+        let rate = locked(&self.output).as_ref().map(gst_video::VideoInfo::fps);
+        let Some(rate) = rate.filter(|rate| rate.numer() > 0) else { return 0 };
+        1_000_000_000 * rate.denom() as u64 / rate.numer() as u64
+    }
+
+    /// What the model adds to the latency, and the whole, in nanoseconds: frames are collected into a chunk, the chunk
+    /// is made, and a frame goes out before it is due.
+    fn latency(&self) -> (u64, u64) {
+        let frame = self.frame_duration();
+        let Some(feed) = self.feed() else { return (0, frame) };
+        let chunk = self.chunk_frames(&feed) as u64;
+        let processing = locked(&self.settings).processing_latency.unwrap_or(chunk * frame);
+        let ahead = (chunk - 1) * frame + processing + frame;
+        (ahead, ahead + frame)
+    }
+
+    fn set_latency(&self) {
+        let (ahead, whole) = self.latency();
+        self.ahead.store(ahead, Ordering::SeqCst);
+        let whole = gst::ClockTime::from_nseconds(whole);
+        self.obj().set_latency(whole, Some(whole));
+    }
+
+    /// Whether the time of the next output frame has come, with or without data.
+    fn slot_is_due(&self) -> bool {
+        let obj = self.obj();
+        let (Some(next), Some(latency)) = (obj.simple_get_next_time(), obj.latency()) else {
+            return true;
+        };
+        let ahead = gst::ClockTime::from_nseconds(self.ahead.load(Ordering::SeqCst));
+        let due = next.saturating_sub(ahead) + latency;
+        obj.current_running_time().is_none_or(|now| now >= due)
+    }
+
+    fn stats(&self) -> gst::Structure {
+        let (frames, crossfaded) = locked(&self.flow).reporter.counts();
+        let pending = self.feed().map_or(0, |feed| feed.pending() as u64);
+        gst::Structure::builder("application/x-dit-stats")
+            .field("frames", frames)
+            .field("crossfaded", crossfaded)
+            .field("chunks-pending", pending)
+            .build()
+    }
+
     /// Lets the next frame begin a transition to the neighbouring stream; false if there is none or one is
     /// under way. `duration` in nanoseconds, 0 for that of the property.
     fn ask_for_transition(&self, duration: u64) -> bool {

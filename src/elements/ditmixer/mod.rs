@@ -8,6 +8,8 @@
 //! | `negotiation.rs` | size, shape, rate and latency of the output |
 //! | `mixing.rs` | which streams are mixed and by how much; transitions |
 //! | `slot.rs` | one output frame: what is mixed for it |
+//! | `run.rs` | pairs of frames on their way into chunks for the model |
+//! | `queue.rs` | output frames that wait for the model, and when they go out without it |
 //! | `picture.rs` | scaling, conversion, crossfade |
 //! | `report.rs` | element messages |
 
@@ -18,7 +20,9 @@ mod mixing;
 mod negotiation;
 mod pad;
 mod picture;
+mod queue;
 mod report;
+mod run;
 mod slot;
 
 pub use mixing::DitEasing;
@@ -30,6 +34,11 @@ pub use picture::DitSizing;
 #[enum_type(name = "GstDitMixMode")]
 pub enum DitMixMode {
     #[default]
+    #[enum_value(
+        name = "Interpolate: what the model makes of the mix of both",
+        nick = "interpolate"
+    )]
+    Interpolate,
     #[enum_value(name = "Crossfade: both pictures laid over each other", nick = "crossfade")]
     Crossfade,
 }

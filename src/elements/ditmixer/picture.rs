@@ -252,6 +252,35 @@ pub fn compose(
     Ok(())
 }
 
+/// Lays the share `over` in [0, 1] of a picture over what is in `target`.
+///
+/// # Errors
+/// As [`compose`].
+pub fn lay_over(
+    picture: &gst::BufferRef,
+    over: f64,
+    info: &gst_video::VideoInfo,
+    target: &mut gst::BufferRef,
+) -> Result<()> {
+    let weight = weight(over);
+    let picture =
+        gst_video::VideoFrameRef::from_buffer_ref_readable(picture, info).map_err(unusable)?;
+    let mut target =
+        gst_video::VideoFrameRef::from_buffer_ref_writable(target, info).map_err(unusable)?;
+    for plane in 0..picture.n_planes() {
+        let source = Rows::of(&picture, plane)?;
+        let stride = target.plane_stride()[plane as usize].unsigned_abs() as usize;
+        let height = target.plane_height(plane) as usize;
+        let rows = target.plane_data_mut(plane).map_err(unusable)?;
+        for (number, row) in rows.chunks_mut(stride).take(height).enumerate() {
+            for (byte, over) in row.iter_mut().zip(source.row(number)) {
+                *byte = between(*byte, *over, weight);
+            }
+        }
+    }
+    Ok(())
+}
+
 struct Rows<'a> {
     data: &'a [u8],
     stride: usize,
@@ -276,9 +305,12 @@ fn weight(share: f64) -> u32 {
 
 fn blend(target: &mut [u8], one: &[u8], other: &[u8], weight: u32) {
     for ((target, one), other) in target.iter_mut().zip(one).zip(other) {
-        *target =
-            ((u32::from(*one) * (256 - weight) + u32::from(*other) * weight + 128) >> 8) as u8;
+        *target = between(*one, *other, weight);
     }
+}
+
+fn between(one: u8, other: u8, weight: u32) -> u8 {
+    ((u32::from(one) * (256 - weight) + u32::from(other) * weight + 128) >> 8) as u8
 }
 
 fn unusable(error: impl std::fmt::Display) -> Error {

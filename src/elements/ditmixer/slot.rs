@@ -14,18 +14,57 @@ use super::DitMixerPad;
 use super::imp::{CAT, DitMixer, locked};
 use super::mixing::{Place, Transition};
 use super::picture::compose;
-use super::report::{self, When};
+use super::report;
+use crate::elements::report::When;
 use crate::error::Result;
 use crate::frames::Painter;
 use crate::pipeline::RgbFrame;
 
 /// What is known of an output frame before it goes out.
-#[derive(Default)]
 pub(super) struct Slot {
+    pub when: When,
     /// Messages to post with it.
     pub notes: Vec<gst::Structure>,
     /// `mix` changed because a transition ended.
     pub mix_moved: bool,
+    pub shown: Shown,
+}
+
+/// The pictures of an output frame, in the output's format.
+#[derive(Default)]
+pub(super) enum Shown {
+    #[default]
+    Nothing,
+    /// One stream exactly, by its pad's name.
+    One {
+        pad: String,
+        picture: gst::Buffer,
+    },
+    Pair(Box<Pair>),
+}
+
+/// Two streams between which a frame lies.
+pub(super) struct Pair {
+    pub pads: [String; 2],
+    pub prompts: [String; 2],
+    pub from: gst::Buffer,
+    pub to: gst::Buffer,
+    pub share: f64,
+    pub output: gst_video::VideoInfo,
+}
+
+impl Slot {
+    pub fn running_time(&self) -> u64 {
+        self.when.running_time.map_or(0, gst::ClockTime::nseconds)
+    }
+
+    /// Whether it lies between two streams.
+    pub fn pair(&self) -> Option<&Pair> {
+        match &self.shown {
+            Shown::Pair(pair) => Some(pair),
+            _ => None,
+        }
+    }
 }
 
 impl DitMixer {
@@ -43,16 +82,16 @@ impl DitMixer {
         let obj = self.obj();
         let output =
             VideoAggregatorExtManual::video_info(&*obj).ok_or(gst::FlowError::NotNegotiated)?;
-        let when = When::new(buffer.pts(), &obj.src_pad().segment());
+        let when = When::new(buffer, &obj.src_pad().segment());
         if let Some(stream_time) = when.stream_time
             && let Err(error) = obj.sync_values(stream_time)
         {
             gst::debug!(CAT, imp = self, "{error}");
         }
         let pads = self.pads();
-        let mut slot = Slot::default();
+        let mut slot = Slot { when, notes: Vec::new(), mix_moved: false, shown: Shown::default() };
         let place = self.place(&pads, &when, &mut slot);
-        self.paint(token, &pads, place, (&output, buffer)).map_err(|error| {
+        slot.shown = self.paint(token, &pads, place, (&output, buffer)).map_err(|error| {
             gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
             gst::FlowError::Error
         })?;
@@ -107,29 +146,54 @@ impl DitMixer {
         pads: &[DitMixerPad],
         place: Place,
         (output, buffer): (&gst_video::VideoInfo, &mut gst::BufferRef),
-    ) -> Result<()> {
+    ) -> Result<Shown> {
         let hold = locked(&self.settings).on_missing == DitMissing::Hold;
         let picture = |stream: usize| pads.get(stream)?.imp().picture(token, output, hold);
         let from = picture(place.from);
         let to = if place.to == place.from { None } else { picture(place.to) };
+        let one = |stream: usize, picture: gst::Buffer, buffer: &mut gst::BufferRef| {
+            compose(&picture, None, output, buffer)?;
+            Ok(Shown::One { pad: name_of(pads, stream), picture })
+        };
         match (from, to) {
-            (Some(from), Some(to)) => compose(&from, Some((&to, place.share)), output, buffer),
-            (Some(only), None) | (None, Some(only)) => compose(&only, None, output, buffer),
+            (Some(from), Some(to)) => {
+                compose(&from, Some((&to, place.share)), output, buffer)?;
+                let streams = [place.from, place.to];
+                Ok(Shown::Pair(Box::new(Pair {
+                    pads: streams.map(|stream| name_of(pads, stream)),
+                    prompts: streams.map(|stream| self.prompt_of(pads, stream)),
+                    from,
+                    to,
+                    share: place.share,
+                    output: output.clone(),
+                })))
+            }
+            (Some(only), None) => one(place.from, only, buffer),
+            (None, Some(only)) => one(place.to, only, buffer),
             (None, None) => {
                 let mut others: Vec<usize> = (0..pads.len()).collect();
                 others.sort_by_key(|stream| stream.abs_diff(place.nearest()));
-                match others.into_iter().find_map(picture) {
-                    Some(only) => compose(&only, None, output, buffer),
-                    None => black(output, buffer),
+                match others.into_iter().find_map(|it| picture(it).map(|picture| (it, picture))) {
+                    Some((stream, only)) => one(stream, only, buffer),
+                    None => black(output, buffer).map(|()| Shown::Nothing),
                 }
             }
         }
     }
+
+    /// What a stream is said to show: its pad's prompt, else that of the element.
+    fn prompt_of(&self, pads: &[DitMixerPad], stream: usize) -> String {
+        let own = pads.get(stream).map(|pad| pad.imp().prompt()).unwrap_or_default();
+        if own.is_empty() { locked(&self.settings).common.prompt.clone() } else { own }
+    }
+}
+
+fn name_of(pads: &[DitMixerPad], stream: usize) -> String {
+    pads.get(stream).map(|pad| pad.name().to_string()).unwrap_or_default()
 }
 
 fn note(name: &str, transition: &Transition, pads: &[DitMixerPad], when: &When) -> gst::Structure {
-    let name_of = |stream: usize| pads.get(stream).map(|pad| pad.name()).unwrap_or_default();
-    let names = [name_of(transition.from), name_of(transition.to)];
+    let names = [name_of(pads, transition.from), name_of(pads, transition.to)];
     report::transition(name, when, [&names[0], &names[1]], transition.duration)
 }
 
