@@ -142,10 +142,10 @@ impl LatentMixer {
             let mut stopwatch = Stopwatch(Instant::now());
             let mut encoders = [self.encoders[0].shallow_clone(), self.encoders[1].shallow_clone()];
             let padded = pipeline.info().padded_size(self.size.0, self.size.1);
-            let a = video_of(frames.iter().map(|frame| &*frame.a), padded)?;
-            let b = video_of(frames.iter().map(|frame| &*frame.b), padded)?;
-            let a = encoders[0].encode(pipeline, &a, cancel)?;
-            let b = encoders[1].encode(pipeline, &b, cancel)?;
+            let of_a = video_of(frames.iter().map(|frame| &*frame.a), padded)?;
+            let of_b = video_of(frames.iter().map(|frame| &*frame.b), padded)?;
+            let a = encoders[0].encode(pipeline, &of_a, cancel)?;
+            let b = encoders[1].encode(pipeline, &of_b, cancel)?;
             let shares = by_latent_frame(pipeline.info(), frames, a.size()[2]);
             let guide = blend_latents(&a, &b, &shares);
             let encode = stopwatch.lap();
@@ -162,11 +162,29 @@ impl LatentMixer {
             let restyled = self.restyler.next_chunk(pipeline, &guide, &restyling, cancel)?;
             self.encoders = encoders;
             stopwatch.lap();
-            let frames = rgb_frames(&restyled.video, self.size);
+            let shares: Vec<f64> = frames.iter().map(|frame| frame.share).collect();
+            let video = toned(&restyled.video, &of_a, &of_b, &shares);
+            let frames = rgb_frames(&video, self.size);
             let timings = Timings { convert: stopwatch.lap() + encode, ..restyled.timings };
             Ok(Mixed { frames, timings })
         })
     }
+}
+
+/// A video with the mean and the spread of each channel brought, frame by frame, to those between two others: latent
+/// frames stand for several frames, and brightness would go in steps.
+fn toned(video: &Tensor, a: &Tensor, b: &Tensor, shares: &[f64]) -> Tensor {
+    /// Beyond this it would be a picture of something else.
+    const MOST: f64 = 1.5;
+    let values: Vec<f32> = shares.iter().map(|&share| share.clamp(0.0, 1.0) as f32).collect();
+    let share = Tensor::from_slice(&values).view([1, 1, -1, 1, 1]).to_device(video.device());
+    let like = |t: &Tensor| t.to_device(video.device()).to_kind(Kind::Float);
+    let (_, mean_a, std_a) = standardised(&like(a));
+    let (_, mean_b, std_b) = standardised(&like(b));
+    let (_, mean, std) = standardised(&like(video));
+    let gain = std_a.lerp_tensor(&std_b, &share) / &std;
+    let gain = gain.clamp(1.0 / MOST, MOST);
+    (like(video) - mean) * gain + mean_a.lerp_tensor(&mean_b, &share)
 }
 
 /// The mean share of the frames of each latent frame; where there is a first frame by itself it has its own.

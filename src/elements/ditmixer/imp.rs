@@ -18,14 +18,15 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::subclass::{AggregateFramesToken, prelude::*};
 
-use super::mixing::{DitEasing, Transition};
+use super::bridge::sides;
+use super::mixing::Transition;
 use super::negotiation::{sink_caps, source_caps};
 use super::picture::Scaler;
+use super::properties::{Properties, pspecs};
 use super::queue::Flow;
 use super::slot::Slot;
-use super::{DitMissing, DitMixMode, DitMixerPad};
+use super::{DitMixMode, DitMixerPad};
 use crate::elements::loading::{self, Progress};
-use crate::elements::settings::Settings;
 use crate::frames::Painter;
 use crate::session::{MixFeed, Model};
 
@@ -37,39 +38,6 @@ pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     )
 });
 
-/// Values of the properties.
-#[derive(Debug, Clone)]
-pub(super) struct Properties {
-    pub common: Settings,
-    pub mode: DitMixMode,
-    pub mix: f64,
-    pub creativity: f64,
-    /// In nanoseconds.
-    pub transition_duration: u64,
-    pub easing: DitEasing,
-    /// Running time in nanoseconds.
-    pub transition_at: Option<u64>,
-    pub on_missing: DitMissing,
-    /// In nanoseconds.
-    pub processing_latency: Option<u64>,
-}
-
-impl Default for Properties {
-    fn default() -> Self {
-        Self {
-            common: Settings { prompt: String::new(), ..Settings::default() },
-            mode: DitMixMode::default(),
-            mix: 0.0,
-            creativity: 0.6,
-            transition_duration: 1_000_000_000,
-            easing: DitEasing::default(),
-            transition_at: None,
-            on_missing: DitMissing::default(),
-            processing_latency: None,
-        }
-    }
-}
-
 /// What lives from READY to PAUSED and back.
 #[derive(Default)]
 pub(super) struct State {
@@ -80,6 +48,11 @@ pub(super) struct State {
     pub started_at: Option<u64>,
     /// The frame that was composed and is about to be finished.
     pub composed: Option<Slot>,
+    /// In `mode=bridge`: the stream whose turn it is, those that wait with their own segments, and `mix` before the
+    /// first stream ended.
+    pub current: Option<usize>,
+    pub parked: Vec<(String, gst::FormattedSegment<gst::ClockTime>)>,
+    pub mix_before: Option<f64>,
 }
 
 /// A model in use.
@@ -113,11 +86,6 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `transition-at` when no transition begins by itself.
-const NEVER: u64 = u64::MAX;
-/// `processing-latency` of the playing time of a chunk.
-const OWN: u64 = u64::MAX;
-
 #[glib::object_subclass]
 impl ObjectSubclass for DitMixer {
     const NAME: &'static str = "GstDitMixer";
@@ -128,7 +96,7 @@ impl ObjectSubclass for DitMixer {
 
 impl ObjectImpl for DitMixer {
     fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(own_pspecs);
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(pspecs);
         &PROPERTIES
     }
 
@@ -150,48 +118,20 @@ impl ObjectImpl for DitMixer {
     }
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
-        let mut settings = locked(&self.settings);
-        let taken = match pspec.name() {
-            "mix" => value.get().map(|it| settings.mix = it),
-            "mode" => value.get().map(|it| settings.mode = it),
-            "creativity" => value.get().map(|it| settings.creativity = it),
-            "processing-latency" => value
-                .get()
-                .map(|it: u64| settings.processing_latency = Some(it).filter(|it| *it != OWN)),
-            "transition-duration" => value.get().map(|it| settings.transition_duration = it),
-            "transition-easing" => value.get().map(|it| settings.easing = it),
-            "transition-at" => value
-                .get()
-                .map(|it: u64| settings.transition_at = Some(it).filter(|it| *it != NEVER)),
-            "on-missing" => value.get().map(|it| settings.on_missing = it),
-            name => {
-                settings.common.set(name, value);
-                Ok(())
-            }
-        };
-        drop(settings);
+        let taken = locked(&self.settings).set(pspec.name(), value);
         match taken {
-            Ok(()) => gst::log!(CAT, imp = self, "{} is now {value:?}", pspec.name()),
-            Err(error) => gst::warning!(CAT, imp = self, "{}: {error}", pspec.name()),
+            Some(()) => gst::log!(CAT, imp = self, "{} is now {value:?}", pspec.name()),
+            None => gst::warning!(CAT, imp = self, "{} cannot be {value:?}", pspec.name()),
         }
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
-        let settings = locked(&self.settings);
         match pspec.name() {
-            "mix" => settings.mix.to_value(),
-            "mode" => settings.mode.to_value(),
-            "creativity" => settings.creativity.to_value(),
-            "processing-latency" => settings.processing_latency.unwrap_or(OWN).to_value(),
-            "stats" => {
-                drop(settings);
-                self.stats().to_value()
+            "stats" => self.stats().to_value(),
+            name => {
+                let value = locked(&self.settings).get(name);
+                value.unwrap_or_else(|| pspec.default_value().clone())
             }
-            "transition-duration" => settings.transition_duration.to_value(),
-            "transition-easing" => settings.easing.to_value(),
-            "transition-at" => settings.transition_at.unwrap_or(NEVER).to_value(),
-            "on-missing" => settings.on_missing.to_value(),
-            name => settings.common.get(name).unwrap_or_else(|| pspec.default_value().clone()),
         }
     }
 
@@ -211,80 +151,6 @@ impl ObjectImpl for DitMixer {
             gst::PadProbeReturn::Ok
         });
     }
-}
-
-fn own_pspecs() -> Vec<glib::ParamSpec> {
-    let default = Properties::default();
-    let mut specs = Settings::pspecs(&default.common, glib::ParamFlags::empty());
-    specs.extend(mix_pspecs(&default));
-    specs.extend(transition_pspecs(&default));
-    specs
-}
-
-fn mix_pspecs(default: &Properties) -> Vec<glib::ParamSpec> {
-    vec![
-        glib::ParamSpecDouble::builder("mix")
-            .nick("Mix")
-            .blurb("Where the output lies between the streams (0 = exactly the first, 1 = exactly the last; more than two lie at equal distances, in the order of zorder)")
-            .minimum(0.0)
-            .maximum(1.0)
-            .default_value(default.mix)
-            .controllable()
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecEnum::builder_with_default("mode", default.mode)
-            .nick("Mode")
-            .blurb("What lies between two streams")
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecDouble::builder("creativity")
-            .nick("Creativity")
-            .blurb("How freely the model paints half-way between two streams (noise level; 0 = it only cleans up their mix)")
-            .minimum(0.0)
-            .maximum(1.0)
-            .default_value(default.creativity)
-            .controllable()
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecEnum::builder_with_default("on-missing", default.on_missing)
-            .nick("On missing")
-            .blurb("What stands in for a stream that has ended or shows nothing for a while")
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecUInt64::builder("processing-latency")
-            .nick("Processing latency")
-            .blurb("Part of a live stream's latency that is left to the model (ns; the greatest value = the playing time of a chunk); what is not ready then goes out as a crossfade")
-            .default_value(default.processing_latency.unwrap_or(OWN))
-            .mutable_ready()
-            .build(),
-        glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-            .nick("Statistics")
-            .blurb("Frames out, and those of them that are crossfades because the model was too late")
-            .read_only()
-            .build(),
-    ]
-}
-
-fn transition_pspecs(default: &Properties) -> Vec<glib::ParamSpec> {
-    vec![
-        glib::ParamSpecUInt64::builder("transition-duration")
-            .nick("Transition duration")
-            .blurb("How long a transition takes (ns)")
-            .default_value(default.transition_duration)
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecEnum::builder_with_default("transition-easing", default.easing)
-            .nick("Transition easing")
-            .blurb("The course of a transition")
-            .mutable_playing()
-            .build(),
-        glib::ParamSpecUInt64::builder("transition-at")
-            .nick("Transition at")
-            .blurb("Running time at which a transition to the neighbouring stream begins by itself (ns; the greatest value = never)")
-            .default_value(default.transition_at.unwrap_or(NEVER))
-            .mutable_playing()
-            .build(),
-    ]
 }
 
 impl GstObjectImpl for DitMixer {}
@@ -385,7 +251,7 @@ impl ChildProxyImpl for DitMixer {
 
 impl AggregatorImpl for DitMixer {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        *locked(&self.state) = State::default();
+        self.rewind();
         *locked(&self.flow) = Flow::default();
         self.flushing.store(false, Ordering::SeqCst);
         if locked(&self.settings).mode != DitMixMode::Crossfade {
@@ -398,7 +264,7 @@ impl AggregatorImpl for DitMixer {
         self.cancel();
         let engine = locked(&self.engine).take();
         drop(engine);
-        *locked(&self.state) = State::default();
+        self.rewind();
         *locked(&self.flow) = Flow::default();
         *locked(&self.painter) = None;
         *locked(&self.output) = None;
@@ -408,9 +274,17 @@ impl AggregatorImpl for DitMixer {
     }
 
     fn flush(&self) -> Result<gst::FlowSuccess, gst::FlowError> {
-        *locked(&self.state) = State::default();
+        self.rewind();
         self.discard();
         self.parent_flush()
+    }
+
+    fn sink_event_pre_queue(
+        &self,
+        pad: &gst_base::AggregatorPad,
+        event: gst::Event,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.parent_sink_event_pre_queue(pad, self.parked(pad, event))
     }
 
     fn next_time(&self) -> Option<gst::ClockTime> {
@@ -499,6 +373,14 @@ impl VideoAggregatorImpl for DitMixer {
 }
 
 impl DitMixer {
+    /// Forgets what has been shown; streams that came in turn come in turn again.
+    fn rewind(&self) {
+        let state = std::mem::take(&mut *locked(&self.state));
+        if let Some(mix) = state.mix_before {
+            locked(&self.settings).mix = mix;
+        }
+    }
+
     /// Opens the model.
     fn open(&self) -> Result<(), gst::ErrorMessage> {
         let settings = locked(&self.settings).common.clone();
@@ -569,8 +451,18 @@ impl DitMixer {
     fn latency(&self) -> (u64, u64) {
         let frame = self.frame_duration();
         let Some(feed) = self.feed() else { return (0, frame) };
-        let chunk = self.chunk_frames(&feed) as u64;
-        let processing = locked(&self.settings).processing_latency.unwrap_or(chunk * frame);
+        let (mode, own, duration) = {
+            let settings = locked(&self.settings);
+            (settings.mode, settings.processing_latency, settings.transition_duration)
+        };
+        let chunk = match mode {
+            DitMixMode::Bridge => {
+                let gap = (duration / frame.max(1)).max(1) as usize;
+                (gap + sides(feed.model().info(), gap).1) as u64
+            }
+            _ => self.chunk_frames(&feed) as u64,
+        };
+        let processing = own.unwrap_or(chunk * frame);
         let ahead = (chunk - 1) * frame + processing + frame;
         (ahead, ahead + frame)
     }

@@ -3,11 +3,13 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `imp.rs` | the element: properties, states, the base class's calls |
+//! | `imp.rs` | the element: states, the base class's calls, latency |
+//! | `properties.rs` | its properties |
 //! | `pad.rs` | a sink pad: its properties, its frames in the output's format |
 //! | `negotiation.rs` | size, shape, rate and latency of the output |
 //! | `mixing.rs` | which streams are mixed and by how much; transitions |
 //! | `slot.rs` | one output frame: what is mixed for it |
+//! | `bridge.rs` | one stream after the other, with a bridge between |
 //! | `run.rs` | pairs of frames on their way into chunks for the model |
 //! | `queue.rs` | output frames that wait for the model, and when they go out without it |
 //! | `picture.rs` | scaling, conversion, crossfade |
@@ -15,11 +17,13 @@
 
 use gst::prelude::*;
 
+mod bridge;
 mod imp;
 mod mixing;
 mod negotiation;
 mod pad;
 mod picture;
+mod properties;
 mod queue;
 mod report;
 mod run;
@@ -39,6 +43,11 @@ pub enum DitMixMode {
         nick = "interpolate"
     )]
     Interpolate,
+    #[enum_value(
+        name = "Bridge: one stream, then what the model puts between its end and the beginning of the next",
+        nick = "bridge"
+    )]
+    Bridge,
     #[enum_value(name = "Crossfade: both pictures laid over each other", nick = "crossfade")]
     Crossfade,
 }

@@ -6,6 +6,7 @@ use std::sync::{LazyLock, Mutex};
 use gst::glib;
 use gst::prelude::*;
 use gst::subclass::prelude::*;
+use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 use gst_video::subclass::{AggregateFramesToken, prelude::*};
@@ -159,6 +160,21 @@ impl DitMixerPad {
         let fit = Fit { sizing: locked(&self.settings).sizing, config: self.config() };
         let scaled = locked(&self.scaler).scaled(&current, &input, output, &fit);
         scaled.inspect_err(|error| gst::warning!(CAT, imp = self, "{error}")).ok()
+    }
+
+    /// The frame that waits to be shown.
+    pub(super) fn coming(&self, output: &gst_video::VideoInfo) -> Option<gst::Buffer> {
+        let obj = self.obj();
+        let coming = obj.peek_buffer().filter(|buffer| buffer.size() > 0)?;
+        let input = VideoAggregatorPadExtManual::video_info(&*obj)?;
+        let fit = Fit { sizing: locked(&self.settings).sizing, config: self.config() };
+        locked(&self.scaler).scaled(&coming, &input, output, &fit).ok()
+    }
+
+    /// Whether the stream has ended and its last frame been shown.
+    pub(super) fn is_over(&self, token: &AggregateFramesToken) -> bool {
+        let obj = self.obj();
+        obj.is_eos() && !obj.has_buffer() && obj.current_buffer(token).is_none()
     }
 
     /// Lets go of what was shown.

@@ -14,6 +14,7 @@ use gst_base::prelude::*;
 use gst_base::subclass::prelude::*;
 
 use super::DitMixMode;
+use super::bridge::{Bridge, Tail, sides};
 use super::imp::{CAT, DitMixer, locked};
 use super::picture::{DitSizing, Fit, lay_over};
 use super::report::Reporter;
@@ -58,6 +59,8 @@ pub(super) struct Flow {
     before: Option<(String, gst::Buffer)>,
     /// Of the streams in the run.
     prompts: [String; 2],
+    tail: Tail,
+    bridge: Option<Bridge>,
     done: BTreeMap<u64, MixedFrames>,
     ladder: Option<Ladder>,
     pub reporter: Reporter,
@@ -98,10 +101,14 @@ impl DitMixer {
         slot: Slot,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
         let feed = self.feed();
+        let bridging = locked(&self.settings).mode == DitMixMode::Bridge;
         let chunks = {
             let mut flow = locked(&self.flow);
             let number = flow.first + flow.held.len() as u64;
             let chunks = match &feed {
+                Some(feed) if bridging => {
+                    self.extend_bridge(&mut flow, number, &slot, feed).map(|()| Vec::new())
+                }
                 Some(feed) => self.collect(&mut flow, number, &slot, feed),
                 None => Ok(Vec::new()),
             };
@@ -120,6 +127,7 @@ impl DitMixer {
             for chunk in chunks {
                 self.submit(feed, chunk)?;
             }
+            self.submit_bridge(feed, false)?;
         }
         self.pump(false)
     }
@@ -131,6 +139,7 @@ impl DitMixer {
             if let Some(chunk) = rest {
                 self.submit(&feed, chunk)?;
             }
+            self.submit_bridge(&feed, true)?;
         }
         self.pump(true)
     }
@@ -193,6 +202,70 @@ impl DitMixer {
         }
     }
 
+    /// Puts what a frame shows into the bridge that is under way, or keeps it for one to come.
+    fn extend_bridge(
+        &self,
+        flow: &mut Flow,
+        number: u64,
+        slot: &Slot,
+        feed: &MixFeed,
+    ) -> crate::error::Result<()> {
+        match &slot.shown {
+            Shown::Pair(pair) => {
+                if flow.bridge.is_none() {
+                    let mut before = flow.tail.pictures();
+                    if before.is_empty() {
+                        before.push(self.read(0, &pair.from, &pair.output, feed)?);
+                    }
+                    let prompts = pair.prompts.clone();
+                    flow.bridge = Some(Bridge { before, prompts, ..Bridge::default() });
+                }
+                let last = self.read(1, &pair.to, &pair.output, feed)?;
+                if let Some(bridge) = &mut flow.bridge {
+                    bridge.gap.push(number);
+                    // Stands in for frames that never come.
+                    bridge.last = Some(last);
+                }
+            }
+            Shown::One { pad, picture } => {
+                let output = locked(&self.output).clone();
+                let Some(output) = output else { return Ok(()) };
+                let picture = self.read(2, picture, &output, feed)?;
+                if let Some(bridge) = &mut flow.bridge {
+                    bridge.after.push(picture.clone());
+                }
+                let factor = feed.model().info().vae.temporal_factor() as usize;
+                flow.tail.push(pad, picture, 1 + factor);
+            }
+            Shown::Nothing => (),
+        }
+        Ok(())
+    }
+
+    /// Hands a bridge to the model once both sides are there, or `now` with what there is.
+    fn submit_bridge(&self, feed: &MixFeed, now: bool) -> Result<(), gst::FlowError> {
+        let info = feed.model().info();
+        let ready = |bridge: &Bridge| now || bridge.after.len() >= sides(info, bridge.gap.len()).1;
+        let bridge = {
+            let mut flow = locked(&self.flow);
+            if !flow.bridge.as_ref().is_some_and(ready) {
+                return Ok(());
+            }
+            flow.bridge.take()
+        };
+        let Some(bridge) = bridge else { return Ok(()) };
+        let (before, after) = sides(info, bridge.gap.len());
+        let (gap, job) = bridge.into_job(before, after, |prompts| self.controls(feed, prompts));
+        let Some(ticket) = feed.submit(job) else { return Err(gst::FlowError::Error) };
+        let mut flow = locked(&self.flow);
+        for (index, number) in gap.into_iter().enumerate() {
+            if let Some(ask) = flow.ask_of(number) {
+                *ask = Ask::Job { ticket, index };
+            }
+        }
+        Ok(())
+    }
+
     /// A picture of the output's kind as the model takes it.
     fn read(
         &self,
@@ -218,7 +291,8 @@ impl DitMixer {
     fn submit(&self, feed: &MixFeed, chunk: Chunk) -> Result<(), gst::FlowError> {
         /// As many chunks as may wait for a model that does not keep up with a live stream.
         const BACKLOG: usize = 2;
-        let controls = self.controls(feed);
+        let prompts = locked(&self.flow).prompts.clone();
+        let controls = self.controls(feed, prompts);
         let live = self.obj().latency().is_some();
         let mut flow = locked(&self.flow);
         let behind = live && !chunk.restart && feed.pending() >= BACKLOG;
@@ -240,7 +314,7 @@ impl DitMixer {
         Ok(())
     }
 
-    fn controls(&self, feed: &MixFeed) -> MixControls {
+    fn controls(&self, feed: &MixFeed, prompts: [String; 2]) -> MixControls {
         let live = self.obj().latency().is_some();
         let settings = locked(&self.settings).clone();
         let own = feed.model().info().native.num_inference_steps;
@@ -252,7 +326,7 @@ impl DitMixer {
         let laddered = flow.ladder.as_ref().map_or(steps, Ladder::steps);
         let controls = settings.common.controls();
         MixControls {
-            prompts: flow.prompts.clone(),
+            prompts,
             negative_prompt: controls.negative_prompt,
             guidance_scale: controls.guidance_scale,
             seed: controls.seed,

@@ -9,12 +9,11 @@ use gst_base::prelude::*;
 use gst_video::prelude::*;
 use gst_video::subclass::AggregateFramesToken;
 
-use super::DitMissing;
-use super::DitMixerPad;
 use super::imp::{CAT, DitMixer, locked};
 use super::mixing::{Place, Transition};
 use super::picture::compose;
 use super::report;
+use super::{DitMissing, DitMixMode, DitMixerPad};
 use crate::elements::report::When;
 use crate::error::Result;
 use crate::frames::Painter;
@@ -90,7 +89,7 @@ impl DitMixer {
         }
         let pads = self.pads();
         let mut slot = Slot { when, notes: Vec::new(), mix_moved: false, shown: Shown::default() };
-        let place = self.place(&pads, &when, &mut slot);
+        let place = self.place(token, &pads, &mut slot);
         slot.shown = self.paint(token, &pads, place, (&output, buffer)).map_err(|error| {
             gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
             gst::FlowError::Error
@@ -98,45 +97,59 @@ impl DitMixer {
         Ok(slot)
     }
 
-    /// Where the mix is now; begins and ends transitions.
-    fn place(&self, pads: &[DitMixerPad], when: &When, slot: &mut Slot) -> Place {
-        let now = when.running_time.map_or(0, gst::ClockTime::nseconds);
-        let (mix, duration, easing, at) = {
+    /// Where the output lies now; begins and ends transitions.
+    fn place(&self, token: &AggregateFramesToken, pads: &[DitMixerPad], slot: &mut Slot) -> Place {
+        let now = slot.running_time();
+        let (mode, mix, at, duration) = {
             let settings = locked(&self.settings);
-            (settings.mix, settings.transition_duration, settings.easing, settings.transition_at)
+            (settings.mode, settings.mix, settings.transition_at, settings.transition_duration)
         };
-        let mut place = Place::of(mix, pads.len());
-        let mut moved = None;
         {
             let mut state = locked(&self.state);
             if at.is_some_and(|at| now >= at) && state.started_at != at {
                 state.started_at = at;
                 state.wanted.get_or_insert(duration);
             }
-            if state.transition.is_none()
-                && let Some(duration) = state.wanted.take()
-                && let Some(to) = Transition::target(place.nearest(), pads.len())
-            {
-                let from = place.nearest();
-                let begun = Transition { from, to, start: now, duration, easing };
-                slot.notes.push(note("dit-transition-start", &begun, pads, when));
-                state.transition = Some(begun);
-            }
-            if let Some(transition) = state.transition {
-                place = transition.place(now).unwrap_or_else(|| {
-                    slot.notes.push(note("dit-transition-end", &transition, pads, when));
-                    moved = Some(Place::mix_of(transition.to, pads.len()));
-                    state.transition = None;
-                    Place::at(transition.to.min(pads.len().saturating_sub(1)))
-                });
-            }
         }
-        if let Some(mix) = moved {
-            locked(&self.settings).mix = mix;
-            slot.mix_moved = true;
-        }
+        let before = locked(&self.state).transition;
+        let place = match mode {
+            DitMixMode::Bridge => self.bridge_place(token, pads, &slot.when),
+            _ => self.mix_place(Place::of(mix, pads.len()), pads.len(), now),
+        };
         let weight = |stream: usize| pads.get(stream).map_or(1.0, |pad| pad.imp().weight());
-        place.weighted(weight(place.from), weight(place.to))
+        let weighted = |place: Place| place.weighted(weight(place.from), weight(place.to));
+        let transition = locked(&self.state).transition;
+        let Some(transition) = transition else { return weighted(place) };
+        if before.is_none() {
+            slot.notes.push(note("dit-transition-start", &transition, pads, &slot.when));
+        }
+        let place = transition.place(now).unwrap_or_else(|| {
+            slot.notes.push(note("dit-transition-end", &transition, pads, &slot.when));
+            slot.mix_moved = true;
+            Place::at(transition.to.min(pads.len().saturating_sub(1)))
+        });
+        if slot.mix_moved {
+            let mut state = locked(&self.state);
+            state.transition = None;
+            state.current = Some(transition.to);
+            drop(state);
+            locked(&self.settings).mix = Place::mix_of(transition.to, pads.len());
+        }
+        weighted(place)
+    }
+
+    /// Where `mix` puts it; begins a transition that was asked for.
+    fn mix_place(&self, place: Place, count: usize, now: u64) -> Place {
+        let easing = locked(&self.settings).easing;
+        let mut state = locked(&self.state);
+        if state.transition.is_none()
+            && let Some(duration) = state.wanted.take()
+            && let Some(to) = Transition::target(place.nearest(), count)
+        {
+            let from = place.nearest();
+            state.transition = Some(Transition { from, to, start: now, duration, easing });
+        }
+        place
     }
 
     /// The crossfade of a place; of one stream where the other shows nothing.
@@ -147,8 +160,17 @@ impl DitMixer {
         place: Place,
         (output, buffer): (&gst_video::VideoInfo, &mut gst::BufferRef),
     ) -> Result<Shown> {
-        let hold = locked(&self.settings).on_missing == DitMissing::Hold;
-        let picture = |stream: usize| pads.get(stream)?.imp().picture(token, output, hold);
+        let (hold, bridging) = {
+            let settings = locked(&self.settings);
+            (settings.on_missing == DitMissing::Hold, settings.mode == DitMixMode::Bridge)
+        };
+        // On a bridge both sides stand still where they have nothing else to show.
+        let hold = hold || (bridging && place.from != place.to);
+        let picture = |stream: usize| {
+            let pad = pads.get(stream)?.imp();
+            let coming = || if bridging { pad.coming(output) } else { None };
+            pad.picture(token, output, hold).or_else(coming)
+        };
         let from = picture(place.from);
         let to = if place.to == place.from { None } else { picture(place.to) };
         let one = |stream: usize, picture: gst::Buffer, buffer: &mut gst::BufferRef| {
