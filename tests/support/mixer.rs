@@ -172,6 +172,16 @@ impl MixRig {
         self.messages().iter().filter_map(text).collect()
     }
 
+    /// Those of the mixer alone: sources complain too when what they push is refused.
+    pub fn own_errors(&self) -> Vec<String> {
+        let own = |message: &&gst::Message| message.src() == Some(self.mixer.upcast_ref());
+        let text = |message: &gst::Message| match message.view() {
+            gst::MessageView::Error(error) => Some(error.error().to_string()),
+            _ => None,
+        };
+        self.messages().iter().filter(own).filter_map(text).collect()
+    }
+
     /// Element messages with a name.
     pub fn structures(&self, name: &str) -> Vec<gst::Structure> {
         let found = |message: &gst::Message| {

@@ -162,7 +162,8 @@ impl DitMixer {
                 if let Some(to) = to {
                     let frame = self.frame_duration().max(1);
                     let duration = (duration / frame).max(1) * frame;
-                    let transition = Transition { from: current, to, start: now, duration, easing };
+                    let transition =
+                        Transition { from: current, to, start: now, duration, easing, lead: frame };
                     state.transition = Some(transition);
                     if over && state.mix_before.is_none() {
                         state.mix_before = Some(Place::mix_of(current, pads.len()));
@@ -174,10 +175,27 @@ impl DitMixer {
         if let Some(begun) = begun
             && let Some(pad) = pads.get(begun.to)
         {
-            // Rather a little after its first frame's time than before it.
-            self.unpark(pad, now + begun.duration + self.frame_duration() / 8);
+            self.unpark(pad, now + self.playing_time(when, begun.duration));
         }
         Place::at(current)
+    }
+}
+
+impl DitMixer {
+    /// The time from the frame at `when` to the one a duration of whole frames later, as the base class counts it.
+    fn playing_time(&self, when: &When, duration: u64) -> u64 {
+        let rate = locked(&self.output).as_ref().map(gst_video::VideoInfo::fps);
+        let (Some(rate), Some(pts)) = (rate.filter(|rate| rate.numer() > 0), when.pts) else {
+            return duration;
+        };
+        let (num, den) = (rate.numer() as u128, rate.denom() as u128);
+        let time = |frame: u128| frame * 1_000_000_000 * den / num;
+        let pts = u128::from(pts.nseconds());
+        let first = (pts * num + 500_000_000 * den) / (1_000_000_000 * den);
+        let frames = u128::from(duration / self.frame_duration().max(1));
+        // A frame that begins before its time would be taken for the one before.
+        let late = u128::from(time(first) != pts);
+        (time(first + frames) - time(first) + late) as u64
     }
 }
 

@@ -21,13 +21,13 @@ use gst_video::subclass::{AggregateFramesToken, prelude::*};
 use super::bridge::sides;
 use super::mixing::Transition;
 use super::negotiation::{sink_caps, source_caps};
-use super::picture::Scaler;
 use super::properties::{Properties, pspecs};
 use super::queue::Flow;
 use super::slot::Slot;
 use super::{DitMixMode, DitMixerPad};
 use crate::elements::loading::{self, Progress};
-use crate::frames::Painter;
+use crate::frames::{Painter, Reader};
+use crate::pipeline::RgbFrame;
 use crate::session::{MixFeed, Model};
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -70,8 +70,10 @@ pub struct DitMixer {
     /// Keeps the weights while the element is not in NULL.
     model: Mutex<Option<Arc<Model>>>,
     pub(super) painter: Mutex<Option<Painter>>,
-    /// From the output's format to the model's, for either side and for single pictures.
-    pub(super) readers: Mutex<[Scaler; 3]>,
+    /// From the output's format to the model's.
+    pub(super) reader: Mutex<Option<(gst_video::VideoInfo, Reader)>>,
+    /// What was read last, for either side and for single pictures: slower streams repeat theirs.
+    pub(super) read: Mutex<[Option<(gst::Buffer, Arc<RgbFrame>)>; 3]>,
     /// The output as negotiated.
     pub(super) output: Mutex<Option<gst_video::VideoInfo>>,
     /// Part of the latency that is for the model, in nanoseconds.
@@ -268,7 +270,8 @@ impl AggregatorImpl for DitMixer {
         *locked(&self.flow) = Flow::default();
         *locked(&self.painter) = None;
         *locked(&self.output) = None;
-        *locked(&self.readers) = Default::default();
+        *locked(&self.reader) = None;
+        *locked(&self.read) = Default::default();
         self.pads().iter().for_each(|pad| pad.imp().forget());
         self.parent_stop()
     }

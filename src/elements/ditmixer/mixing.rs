@@ -101,6 +101,8 @@ pub struct Transition {
     /// In nanoseconds.
     pub duration: u64,
     pub easing: DitEasing,
+    /// How far it has come before its first frame, in nanoseconds; with 0 that frame is still exactly `from`.
+    pub lead: u64,
 }
 
 impl Transition {
@@ -110,7 +112,8 @@ impl Transition {
         if passed >= self.duration {
             return None;
         }
-        let share = self.easing.apply(passed as f64 / self.duration as f64);
+        let whole = self.duration.saturating_add(self.lead);
+        let share = self.easing.apply((passed + self.lead) as f64 / whole as f64);
         Some(Place::between(self.from, self.to, share))
     }
 
@@ -171,8 +174,10 @@ mod tests {
 
     #[test]
     fn a_transition_begins_at_one_stream_and_is_over_at_the_other() {
-        let transition =
-            Transition { from: 0, to: 1, start: 100, duration: 50, easing: DitEasing::Linear };
+        let easing = DitEasing::Linear;
+        let transition = Transition { from: 0, to: 1, start: 100, duration: 50, easing, lead: 0 };
+        let within = Transition { lead: 10, ..transition };
+        assert!(within.place(100).is_some_and(|place| place.from != place.to));
         assert_eq!(transition.place(100), Some(Place::at(0)));
         assert_eq!(transition.place(125), Some(Place { from: 0, to: 1, share: 0.5 }));
         assert_eq!(transition.place(150), None);

@@ -16,13 +16,13 @@ use gst_base::subclass::prelude::*;
 use super::DitMixMode;
 use super::bridge::{Bridge, Tail, sides};
 use super::imp::{CAT, DitMixer, locked};
-use super::picture::{DitSizing, Fit, lay_over};
+use super::picture::lay_over;
 use super::report::Reporter;
 use super::run::{Chunk, Moment, Run};
 use super::slot::{Shown, Slot};
 use crate::elements::loading;
 use crate::error::Error;
-use crate::frames::{self, Painter};
+use crate::frames::{self, Painter, Reader};
 use crate::pipeline::{MixControls, MixFrame, RgbFrame};
 use crate::session::{Ladder, MixFeed, MixJob, MixStop, MixedFrames};
 
@@ -277,15 +277,22 @@ impl DitMixer {
         let info = feed.model().info();
         let (width, height) =
             info.generation_size(frames::square_width(output), i64::from(output.height()));
-        let kind =
-            gst_video::VideoInfo::builder(gst_video::VideoFormat::Rgb, width as u32, height as u32)
-                .fps(output.fps())
-                .build()
-                .map_err(|error| Error::setting("caps", error, "a usable size"))?;
-        let fit = Fit { sizing: DitSizing::Stretch, config: None };
-        let mut readers = locked(&self.readers);
-        let scaled = readers[side].scaled(picture, output, &kind, &fit)?;
-        Ok(Arc::new(frames::rgb_frame(&scaled, &kind)?))
+        let size = (width as usize, height as usize);
+        let mut reader = locked(&self.reader);
+        if !reader.as_ref().is_some_and(|(of, reader)| of == output && reader.size() == size) {
+            *reader = Some((output.clone(), Reader::new(output.clone(), size)?));
+        }
+        let (_, reader) = reader.as_ref().ok_or_else(|| Error::setting("caps", "none", "caps"))?;
+        let mut read = locked(&self.read);
+        if let Some((of, frame)) = &read[side]
+            && of.as_ptr() == picture.as_ptr()
+            && (frame.width, frame.height) == size
+        {
+            return Ok(frame.clone());
+        }
+        let frame = Arc::new(reader.read(picture)?);
+        read[side] = Some((picture.clone(), frame.clone()));
+        Ok(frame)
     }
 
     fn submit(&self, feed: &MixFeed, chunk: Chunk) -> Result<(), gst::FlowError> {
@@ -511,7 +518,7 @@ impl DitMixer {
         let share = pair.share;
         let (nearer, distance) =
             if share < 0.5 { (&pair.from, share) } else { (&pair.to, 1.0 - share) };
-        if distance < ENDS {
+        if distance < ENDS && !pair.bridged {
             lay_over(nearer, 1.0 - distance / ENDS, &pair.output, writable)?;
         }
         Ok(())

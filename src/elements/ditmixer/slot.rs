@@ -49,6 +49,8 @@ pub(super) struct Pair {
     pub from: gst::Buffer,
     pub to: gst::Buffer,
     pub share: f64,
+    /// The frame belongs to a bridge, which no stream shines through.
+    pub bridged: bool,
     pub output: gst_video::VideoInfo,
 }
 
@@ -147,7 +149,7 @@ impl DitMixer {
             && let Some(to) = Transition::target(place.nearest(), count)
         {
             let from = place.nearest();
-            state.transition = Some(Transition { from, to, start: now, duration, easing });
+            state.transition = Some(Transition { from, to, start: now, duration, easing, lead: 0 });
         }
         place
     }
@@ -187,6 +189,7 @@ impl DitMixer {
                     from,
                     to,
                     share: place.share,
+                    bridged: bridging,
                     output: output.clone(),
                 })))
             }
