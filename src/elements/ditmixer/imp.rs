@@ -46,6 +46,8 @@ pub(super) struct State {
     pub transition: Option<Transition>,
     /// The value of `transition-at` that has been acted on.
     pub started_at: Option<u64>,
+    /// The mode of the last frame.
+    mode: Option<DitMixMode>,
     /// The frame that was composed and is about to be finished.
     pub composed: Option<Slot>,
     /// In `mode=bridge`: the stream whose turn it is, those that wait with their own segments, and `mix` before the
@@ -425,8 +427,12 @@ impl DitMixer {
 
     /// Follows a changed mode: another may need the model, and another latency.
     fn adopt_mode(&self) -> Result<(), gst::FlowError> {
-        let needed = locked(&self.settings).mode != DitMixMode::Crossfade;
-        if needed && locked(&self.engine).is_none() {
+        let mode = locked(&self.settings).mode;
+        let before = locked(&self.state).mode.replace(mode);
+        if before.is_some_and(|before| before != mode) {
+            self.drain()?;
+        }
+        if mode != DitMixMode::Crossfade && locked(&self.engine).is_none() {
             self.open().map_err(|message| {
                 self.obj().post_error_message(message);
                 gst::FlowError::Error
@@ -434,9 +440,6 @@ impl DitMixer {
         }
         let (ahead, _) = self.latency();
         if ahead != self.ahead.load(Ordering::SeqCst) {
-            if self.feed().is_none() {
-                self.drain()?;
-            }
             self.set_latency();
         }
         Ok(())

@@ -1,6 +1,28 @@
 // SPDX-License-Identifier: MPL-2.0
 //! `ditmixer`: one video turns into another.
 //!
+//! ```sh
+//! # Two files, one after the other, with twelve frames between them that the model makes of the end of the one and the
+//! # beginning of the other.
+//! gst-launch-1.0 -e ditmixer name=mix mode=bridge transition-duration=750000000 \
+//!     ! videoconvert ! video/x-raw,format=I420 ! x264enc ! mp4mux ! filesink location=bridged.mp4 \
+//!     filesrc location=a.mp4 ! decodebin ! videoconvert ! mix.sink_0 \
+//!     filesrc location=b.mp4 ! decodebin ! videoconvert ! mix.sink_1
+//! ```
+//!
+//! `mix` goes from the first stream (0) to the last (1); at a stream the output is that stream, byte for byte once it is
+//! scaled. In between the model makes a third thing: latents of both are interpolated, noised (most half-way, see
+//! `creativity`), denoised under the prompts of both pads, continuing what was shown. Near either end the stream itself
+//! shines through, so that nothing jumps. A `transition` is a sweep of `mix` from one stream to its neighbour within a
+//! time, by the action signal of that name or at a running time (`transition-at`).
+//!
+//! Streams are aligned by running time; slower ones repeat frames, what ends early is held or replaced (`on-missing`).
+//! In `mode=bridge` files wait for each other instead. A file waits for the model, a live stream does not: a frame that
+//! is not ready when it is due goes out as a crossfade, with a QoS message and `dit-degraded`, and the model is asked for
+//! fewer steps. The latency is that of two chunks and two frames; with `mode=crossfade` it is one frame.
+//!
+//! A `tee` that feeds both pads needs a `queue` on each branch, and so does every live source.
+//!
 //! | file | holds |
 //! |---|---|
 //! | `imp.rs` | the element: states, the base class's calls, latency |

@@ -140,6 +140,10 @@ impl DitMixer {
                 self.submit(&feed, chunk)?;
             }
             self.submit_bridge(&feed, true)?;
+        } else {
+            let mut flow = locked(&self.flow);
+            flow.run.stop();
+            flow.bridge = None;
         }
         self.pump(true)
     }
@@ -302,12 +306,18 @@ impl DitMixer {
         let controls = self.controls(feed, prompts);
         let live = self.obj().latency().is_some();
         let mut flow = locked(&self.flow);
-        let behind = live && !chunk.restart && feed.pending() >= BACKLOG;
-        if behind {
+        if live && feed.pending() >= BACKLOG {
             // The crossfade it is; a new run begins with what comes next.
             flow.run.stop();
             for number in chunk.shown_by.into_iter().flatten() {
                 flow.ask_of(number).into_iter().for_each(|ask| *ask = Ask::Nothing);
+            }
+            let waited_for = |held: &Held| matches!(held.ask, Ask::Job { .. });
+            if !flow.held.iter().any(waited_for) {
+                // Whatever is being made comes too late for all; the next try is for less.
+                feed.flush();
+                let playing = Duration::from_nanos(self.frame_duration());
+                flow.ladder.iter_mut().for_each(|ladder| ladder.observe(playing * 3, playing));
             }
             return Ok(());
         }
