@@ -125,6 +125,17 @@ impl DitMixer {
         self.parent_sink_event(pad.upcast_ref(), gst::event::Segment::new(&segment));
     }
 
+    fn is_parked(&self, pad: &DitMixerPad) -> bool {
+        locked(&self.state).parked.iter().any(|(name, _)| *name == pad.name())
+    }
+
+    /// Forgets a pad that goes away; `mix` says which stream is shown then.
+    pub(super) fn unpark_released(&self, pad: &gst::Pad) {
+        let mut state = locked(&self.state);
+        state.parked.retain(|(name, _)| *name != pad.name());
+        state.current = None;
+    }
+
     /// The stream whose turn it is.
     fn current(&self, count: usize) -> usize {
         let nearest = Place::of(locked(&self.settings).mix, count).nearest();
@@ -147,7 +158,13 @@ impl DitMixer {
             (nearest, settings.transition_duration, settings.easing)
         };
         let over = pads.get(current).is_some_and(|pad| pad.imp().is_over(token));
-        let next = (current + 1 < pads.len()).then_some(current + 1);
+        let next = Some(current + 1).filter(|next| *next < pads.len());
+        // Behind the last come those that still wait, where `mix` began further on.
+        let next = next.or_else(|| pads.iter().position(|pad| self.is_parked(pad)));
+        let idle = locked(&self.state).transition.is_none();
+        if let Some(pad) = pads.get(current).filter(|pad| idle && self.is_parked(pad)) {
+            self.unpark(pad, now);
+        }
         let mut begun = None;
         {
             let mut state = locked(&self.state);

@@ -233,6 +233,7 @@ impl ElementImpl for DitMixer {
         if let Some(pad) = pad.downcast_ref::<DitMixerPad>() {
             pad.imp().forget();
         }
+        self.unpark_released(pad);
         let name = pad.name();
         self.obj().child_removed(pad, &name);
         self.parent_release_pad(pad);
