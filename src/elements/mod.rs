@@ -2,6 +2,7 @@
 //! The GStreamer elements: negotiation, timestamps, latency, flushing, messages; no tensor arithmetic.
 
 pub mod ditfilter;
+pub mod ditmixer;
 pub mod ditsrc;
 pub mod loading;
 pub mod report;
@@ -13,5 +14,6 @@ pub mod settings;
 /// What GStreamer refuses to register.
 pub fn register(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     ditsrc::register(plugin)?;
-    ditfilter::register(plugin)
+    ditfilter::register(plugin)?;
+    ditmixer::register(plugin)
 }

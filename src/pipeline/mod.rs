@@ -3,7 +3,7 @@
 //!
 //! [`FolderInfo`] looks at a folder, [`Pipeline`] holds its loaded models and never changes afterwards; a
 //! [`Rollout`] holds what one stream from a prompt remembers from chunk to chunk, a [`Restyler`] the same of one that
-//! follows other video.
+//! follows other video, a [`LatentMixer`] that of one between two others.
 
 mod conditioning;
 mod continuation;
@@ -13,6 +13,7 @@ mod folder;
 mod image;
 mod load;
 mod memory;
+mod mix;
 mod noise;
 mod request;
 mod restyle;
@@ -35,6 +36,7 @@ pub use denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window};
 pub use folder::{FolderInfo, Native};
 pub use image::{Filter, resize};
 pub use memory::MemoryEstimate;
+pub use mix::{LatentMixer, MixControls, MixFrame, Mixed, blend_latents, bridge, mix_level};
 pub use noise::{NoiseKind, counter_noise, torch_noise};
 pub use request::{Controls, Request, Settings};
 pub use restyle::{

@@ -9,6 +9,7 @@
 //! | `stream.rs` | frames that are pulled: one session's queue of frames, epochs, flushing, statistics |
 //! | `feed.rs` | jobs that are pushed, for elements with input |
 //! | `restyling.rs` | the jobs of `ditfilter`: a chunk of frames in, as many restyled frames out |
+//! | `mixing.rs` | what `ditmixer` pushes: pairs of frames, and the frames between them |
 //! | `ladder.rs` | fewer steps when a live stream is too slow, and back again |
 //!
 //! Nothing here knows GStreamer; nothing here computes. Waits end early by [`Session::set_flushing`],
@@ -16,6 +17,7 @@
 
 mod feed;
 mod ladder;
+mod mixing;
 mod model;
 mod registry;
 mod restyling;
@@ -34,6 +36,7 @@ use crate::torch::Precision;
 
 pub use feed::{Feed, Finished, Process};
 pub use ladder::Ladder;
+pub use mixing::{MixFeed, MixJob, MixStop, MixedFrames};
 use model::Client;
 pub use model::Model;
 pub use registry::loaded_models;
