@@ -143,7 +143,7 @@ mod tests {
         let off = (&corrected - &styled).abs().max().double_value(&[]);
         assert!(off < 1e-4, "{off}");
         let half = lock.apply(&input, &cast, 0.5);
-        let off = ((half - styled).mean(Kind::Float).double_value(&[]) - 0.05).abs();
+        let off = ((half - &styled).mean(Kind::Float).double_value(&[]) - 0.05).abs();
         assert!(off < 1e-4, "{off}");
         // A change of the input's own brightness is no drift.
         let brighter = &input + 0.2;

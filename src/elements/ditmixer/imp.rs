@@ -63,6 +63,9 @@ pub(super) struct Engine {
     progress: Arc<Progress>,
 }
 
+/// A picture and what was read from it for the model.
+pub(super) type Read = (gst::Buffer, Arc<RgbFrame>);
+
 #[derive(Default)]
 pub struct DitMixer {
     pub(super) settings: Mutex<Properties>,
@@ -75,7 +78,7 @@ pub struct DitMixer {
     /// From the output's format to the model's.
     pub(super) reader: Mutex<Option<(gst_video::VideoInfo, Reader)>>,
     /// What was read last, for either side and for single pictures: slower streams repeat theirs.
-    pub(super) read: Mutex<[Option<(gst::Buffer, Arc<RgbFrame>)>; 3]>,
+    pub(super) read: Mutex<[Option<Read>; 3]>,
     /// The output as negotiated.
     pub(super) output: Mutex<Option<gst_video::VideoInfo>>,
     /// Part of the latency that is for the model, in nanoseconds.
