@@ -94,8 +94,7 @@ fn collected(line: &str, feed: impl FnOnce(&gst::Pipeline)) -> Result<Vec<RgbFra
     pipeline.set_state(gst::State::Playing)?;
     feed(&pipeline);
     let bus = pipeline.bus().context("no bus")?;
-    let message =
-        bus.timed_pop_filtered(None, &[gst::MessageType::Eos, gst::MessageType::Error]);
+    let message = bus.timed_pop_filtered(None, &[gst::MessageType::Eos, gst::MessageType::Error]);
     pipeline.set_state(gst::State::Null)?;
     if let Some(gst::MessageView::Error(error)) = message.as_ref().map(|message| message.view()) {
         bail!("{}", error.error());
