@@ -69,7 +69,7 @@ fn options(model: &Path, data: &Path, out: &Path, method: Method, steps: u64) ->
         batch_tokens: 64,
         workers: 2,
         save_every: 4,
-        samples: Vec::new(),
+        samples: vec!["a ball".into()],
         seed: 1,
         device: Device::Cpu,
     }
