@@ -434,3 +434,22 @@ fn states_cycle() {
         rig.take();
     }
 }
+
+/// The inspection that is kept in the tree lists every property of the element.
+#[test]
+fn the_kept_inspection_is_up_to_date() {
+    let _serial = init();
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/inspect/ditmixer.txt");
+    let text = std::fs::read_to_string(path).unwrap();
+    let element = gst::ElementFactory::make("ditmixer").build().unwrap();
+    for spec in element.list_properties() {
+        let (name, blurb) = (spec.name(), spec.blurb().unwrap_or_default());
+        let starts = |line: &&str| {
+            let rest = line.trim_start().strip_prefix(name);
+            rest.is_some_and(|rest| rest.trim_start().starts_with(':'))
+        };
+        let line = text.lines().find(starts);
+        let line = line.unwrap_or_else(|| panic!("{name} is missing: run script/inspect"));
+        assert!(line.contains(blurb), "{name}: run script/inspect");
+    }
+}

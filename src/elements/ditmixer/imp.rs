@@ -83,6 +83,8 @@ pub struct DitMixer {
     pub(super) output: Mutex<Option<gst_video::VideoInfo>>,
     /// Part of the latency that is for the model, in nanoseconds.
     pub(super) ahead: AtomicU64,
+    /// There has been a frame since the start.
+    begun: AtomicBool,
     flushing: AtomicBool,
     /// An error was posted; what follows from it is not posted again.
     failed: AtomicBool,
@@ -261,6 +263,7 @@ impl AggregatorImpl for DitMixer {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         self.rewind();
         *locked(&self.flow) = Flow::default();
+        self.begun.store(false, Ordering::SeqCst);
         self.flushing.store(false, Ordering::SeqCst);
         if locked(&self.settings).mode != DitMixMode::Crossfade {
             self.open()?;
@@ -297,6 +300,10 @@ impl AggregatorImpl for DitMixer {
     }
 
     fn next_time(&self) -> Option<gst::ClockTime> {
+        // Before the first frame nothing is late; the base class would begin at 0 a second time when it comes.
+        if !self.begun.load(Ordering::SeqCst) && !self.pads().iter().any(|pad| pad.has_buffer()) {
+            return None;
+        }
         // Frames are expected when they are due, not when the model has to be done with them.
         let next = self.parent_next_time()?.nseconds();
         let ahead = self.ahead.load(Ordering::SeqCst);
@@ -306,6 +313,7 @@ impl AggregatorImpl for DitMixer {
     }
 
     fn aggregate(&self, timeout: bool) -> Result<gst::FlowSuccess, gst::FlowError> {
+        self.begun.store(true, Ordering::SeqCst);
         self.adopt_mode()?;
         self.pump(false)?;
         if timeout && !self.slot_is_due() {
