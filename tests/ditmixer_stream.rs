@@ -444,12 +444,11 @@ fn the_kept_inspection_is_up_to_date() {
     let element = gst::ElementFactory::make("ditmixer").build().unwrap();
     for spec in element.list_properties() {
         let (name, blurb) = (spec.name(), spec.blurb().unwrap_or_default());
-        let starts = |line: &&str| {
+        // A pad may have a property of the same name.
+        let listed = text.lines().any(|line| {
             let rest = line.trim_start().strip_prefix(name);
-            rest.is_some_and(|rest| rest.trim_start().starts_with(':'))
-        };
-        let line = text.lines().find(starts);
-        let line = line.unwrap_or_else(|| panic!("{name} is missing: run script/inspect"));
-        assert!(line.contains(blurb), "{name}: run script/inspect");
+            rest.is_some_and(|rest| rest.trim_start().starts_with(':') && rest.contains(blurb))
+        });
+        assert!(listed, "{name}: run script/inspect");
     }
 }

@@ -220,8 +220,9 @@ fn embeddings(
     Ok(of_a.blend(&of_b, share))
 }
 
-/// The frames between two clips of `size`: `gap` of them, from noise, the end of `a` and the beginning of `b` being
-/// known. Of `a` 1 + 4k frames are looked at, of `b` 4k.
+/// The frames between two clips of `size`: `gap` of them, the end of `a` and the beginning of `b` being known. They begin as
+/// the way from the last latents of `a` to the first of `b` with as much noise as the creativity says; at 1 as noise
+/// alone. Of `a` 1 + 4k frames are looked at, of `b` 4k.
 ///
 /// # Errors
 /// [`Error::Cancelled`] or [`Error::Torch`]; [`Error::Setting`] without frames on both sides, or for a folder that takes
@@ -309,6 +310,8 @@ fn denoise_bridge(
     let prompts = Prompts::new(pipeline, &embeddings.positive, embeddings.negative.as_ref(), None);
     let steps = controls.num_inference_steps as usize;
     let schedule = pipeline.info().scheduler.set_timesteps(steps, None)?;
+    let schedule = schedule.starting_at(controls.creativity.clamp(LEAST_LEVEL, 1.0))?;
+    let way = way_across(&latents, plan);
     let denoiser = Denoiser {
         pipeline,
         prompts: &prompts,
@@ -317,7 +320,7 @@ fn denoise_bridge(
         cancel,
     };
     let window = Window {
-        latents: noise(0).where_self(&mask, &latents),
+        latents: schedule.add_noise(&way, &noise(0), 0).where_self(&mask, &latents),
         known: Some(Known {
             frames: free.iter().map(|free| !free).collect(),
             latents,
@@ -329,6 +332,26 @@ fn denoise_bridge(
         begin_index: 0,
     };
     denoiser.run(&window, None, &mut |_| {})
+}
+
+/// Latents `[1, z, T, h, w]` whose free frames lead from the known one before them to the known one behind.
+fn way_across(latents: &Tensor, plan: &BridgePlan) -> Tensor {
+    let frames = latents.size()[2];
+    let behind = (plan.known_before + plan.free).min(frames - 1);
+    let shares: Vec<f64> = (1..=plan.free).map(|i| i as f64 / (plan.free + 1) as f64).collect();
+    let still = |frame: i64| {
+        let mut size = latents.size();
+        size[2] = plan.free;
+        latents.narrow(2, frame, 1).expand(&size, false)
+    };
+    let between = blend_latents(&still(plan.known_before - 1), &still(behind), &shares);
+    let after = plan.known_before + plan.free;
+    let parts = [
+        latents.narrow(2, 0, plan.known_before),
+        between,
+        latents.narrow(2, after, frames - after),
+    ];
+    Tensor::cat(&parts, 2)
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ fn mix_pspecs(default: &Properties) -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecDouble::builder("creativity")
             .nick("Creativity")
-            .blurb("How freely the model paints half-way between two streams (noise level; 0 = it only cleans up their mix)")
+            .blurb("How freely the model paints half-way between two streams, or all along a bridge (noise level; 0 = it only cleans up their mix)")
             .minimum(0.0)
             .maximum(1.0)
             .default_value(default.creativity)
