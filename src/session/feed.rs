@@ -6,7 +6,7 @@
 //! is at work on the model's thread. `ditfilter` has one encoder and one restyler in its process; an element with two
 //! inputs has two encoders and one restyler:
 //!
-//! ```ignore
+//! ```text
 //! struct Mixing { encoders: [VideoEncoder; 2], restyler: Option<Restyler>, texts: EmbeddingCache }
 //! struct Pair { a: Vec<Arc<RgbFrame>>, b: Vec<Arc<RgbFrame>>, position: f64, prompts: [String; 2] }
 //! impl Process for Mixing {
