@@ -82,6 +82,8 @@ fn a_flush_returns_at_once_while_the_model_works() {
         assert!(bench.harness.push_event(gst::event::Segment::new(&segment)));
     }
     assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+    // What was out before a flush is not the flush's matter.
+    while bench.harness.try_pull().is_some() {}
     // The model is still there, and only what came afterwards comes out.
     bench.filter.set_property("steps", 1u32);
     bench.push(10..15);
