@@ -256,8 +256,14 @@ impl DitFilter {
         let progress = Progress::start(&*self.obj(), &opening.info.folder);
         let (events, weak) = (progress.clone(), self.downgrade());
         let on_event = move |event: Event| {
+            let imp = weak.upgrade();
+            // Whoever reads that the model is loaded may count on the next picture being restyled; a failure is
+            // told before streaming stops for it.
+            if let (Event::Loaded, Some(imp)) = (&event, &imp) {
+                imp.model_event(&event);
+            }
             events.handle(&event);
-            if let Some(imp) = weak.upgrade() {
+            if let (Event::Failed(_), Some(imp)) = (&event, &imp) {
                 imp.model_event(&event);
             }
         };
