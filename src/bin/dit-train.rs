@@ -93,6 +93,9 @@ struct DitArgs {
     /// Steps on single images before clips come in.
     #[arg(long, default_value_t = 15_000)]
     image_steps: u64,
+    /// Share of steps on clips after that, 0 to 1.
+    #[arg(long, default_value_t = 0.7)]
+    clip_share: f64,
     #[arg(long, default_value_t = 1.2e-3)]
     learning_rate: f64,
     /// Steps at the end over which the learning rate goes down to nothing.
@@ -270,6 +273,7 @@ fn main() -> Result<()> {
             out: args.common.out,
             steps: args.steps,
             image_steps: args.image_steps,
+            clip_share: args.clip_share,
             learning_rate: args.learning_rate,
             decay_steps: args.decay_steps,
             batch_tokens: args.batch_tokens,

@@ -18,9 +18,6 @@ const WINDOW_LATENT_FRAMES: i64 = 5;
 const CLIP_FRAMES: i64 = 33;
 /// How often a clip is met before another takes its place.
 const MEETINGS: f64 = 12.0;
-/// Share of steps on clips, once they have come in.
-const CLIP_SHARE: f64 = 0.7;
-
 /// Shift of the noise levels of the default model.
 const SHIFT: f64 = 2.0;
 
@@ -87,6 +84,8 @@ impl Draws {
 pub(super) struct Batch {
     /// Normalised and clean, `[B, z, T, h, w]`.
     pub latents: Tensor,
+    /// How much each latent counts in the loss, `[B, 1, T, h, w]`.
+    pub weights: Tensor,
     /// `[B, T]` in [0, 1]; 0 where a frame is known.
     pub levels: Tensor,
     pub captions: Vec<String>,
@@ -99,6 +98,8 @@ pub(super) struct SamplerOptions {
     pub seed: u64,
     /// Steps on single images before clips come in.
     pub image_steps: u64,
+    /// Share of steps on clips, once they have come in.
+    pub clip_share: f64,
     /// Tokens of video in a batch.
     pub batch_tokens: i64,
     pub device: Device,
@@ -140,7 +141,7 @@ impl Batches for Sampler {
     fn batch(&mut self, step: u64) -> Batch {
         let mut draws = Draws::new(self.options.seed, step);
         let early = step < self.options.image_steps;
-        let clip = !early && draws.unit() < CLIP_SHARE;
+        let clip = !early && draws.unit() < self.options.clip_share;
         let at = match draws.unit() {
             u if u < 0.6 => 0,
             u if u < 0.8 => 1,
@@ -157,13 +158,15 @@ impl Batches for Sampler {
             fresh as usize + usize::from(draws.unit() < fresh.fract())
         };
         bucket.refresh(&self.vae, fresh, self.options.device);
-        let (mut latents, mut captions, mut levels) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut latents, mut weights) = (Vec::new(), Vec::new());
+        let (mut captions, mut levels) = (Vec::new(), Vec::new());
         for _ in 0..size {
             let entry = bucket.pick(draws.next());
             let last = (entry.latents.size()[1] - frames) as u64;
             // Half of the windows begin where their clip does.
             let start = if last == 0 || draws.unit() < 0.5 { 0 } else { 1 + draws.next() % last };
             latents.push(entry.latents.narrow(1, start as i64, frames));
+            weights.push(entry.weights.narrow(1, start as i64, frames));
             // The plainest words first.
             captions.push(if early && draws.unit() < 0.4 {
                 canonical(&entry.attributes)
@@ -174,6 +177,7 @@ impl Batches for Sampler {
         }
         Batch {
             latents: Tensor::stack(&latents, 0),
+            weights: Tensor::stack(&weights, 0),
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.options.device),
             captions,
             pattern: if clip && draws.unit() < 0.25 {

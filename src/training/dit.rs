@@ -31,6 +31,8 @@ pub struct DitOptions {
     pub steps: u64,
     /// Steps on single images before clips come in.
     pub image_steps: u64,
+    /// Share of steps on clips after that, 0 to 1.
+    pub clip_share: f64,
     pub learning_rate: f64,
     /// Steps at the end over which the learning rate goes down to nothing.
     pub decay_steps: u64,
@@ -107,6 +109,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
             // Workers draw different clips.
             seed: options.seed + 1000 * worker as u64,
             image_steps: options.image_steps * count as u64,
+            clip_share: options.clip_share,
             batch_tokens: options.batch_tokens / count as i64,
             device: options.device,
         };

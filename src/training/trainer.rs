@@ -254,7 +254,7 @@ impl<B: Batches> Worker<B> {
         Ok(loss.double_value(&[]))
     }
 
-    /// Mean squared error of the flow over the frames that are not known.
+    /// Weighted mean squared error of the flow over the frames that are not known.
     ///
     /// A model may predict the clean latents: they have far fewer dimensions than noise, which a narrow model could
     /// not even copy; the error is weighted as that of the flow (Li and He, arXiv 2511.13720).
@@ -266,14 +266,14 @@ impl<B: Batches> Worker<B> {
         let noisy = &batch.latents + &true_flow * &level;
         let embeds = self.models.embed(&batch.captions)?;
         let predicted = self.models.predict(&noisy, &batch.levels, &embeds, batch.pattern);
-        let free = level.gt(0.0).to_kind(Kind::Float);
+        let weights = level.gt(0.0).to_kind(Kind::Float) * &batch.weights;
         let off = if self.models.predicts_sample {
             (predicted - &batch.latents) / level.clamp_min(LEAST_LEVEL)
         } else {
             predicted - true_flow
         };
-        let error = off.square() * &free;
-        Ok(error.sum(Kind::Float) / (free.sum(Kind::Float) * (s[1] * s[3] * s[4]) as f64))
+        let error = off.square() * &weights;
+        Ok(error.sum(Kind::Float) / (weights.sum(Kind::Float) * s[1] as f64))
     }
 }
 

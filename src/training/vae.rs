@@ -199,9 +199,12 @@ fn crop(index: u64, frames: i64, size: i64) -> Tensor {
     video.narrow(2, draw(4, height - size + 1), size).narrow(3, draw(5, width - size + 1), size)
 }
 
-/// `[3, F, H, W]` in [-1, 1] of frames `first` and following at 16 frames/s.
+/// Frames a second of the clips that models are trained on.
+pub const FRAME_RATE: f64 = 16.0;
+
+/// `[3, F, H, W]` in [-1, 1] of frames `first` and following at [`FRAME_RATE`].
 pub fn render(scene: &Scene, (width, height): (i64, i64), frames: i64, first: i64) -> Tensor {
-    let pixels = scene.render(width as usize, height as usize, frames as usize, first, 16.0);
+    let pixels = scene.render(width as usize, height as usize, frames as usize, first, FRAME_RATE);
     let video = Tensor::from_slice(&pixels).view([frames, height, width, 3]);
     video.permute([3, 0, 1, 2]).to_kind(Kind::Float) / 127.5 - 1.0
 }

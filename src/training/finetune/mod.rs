@@ -301,8 +301,10 @@ impl Batches for ClipSampler {
             }
             _ => AttentionPattern::Full,
         };
+        let latents = Tensor::stack(&latents, 0);
         Batch {
-            latents: Tensor::stack(&latents, 0),
+            weights: latents.narrow(1, 0, 1).ones_like(),
+            latents,
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.device),
             captions,
             pattern,
