@@ -70,6 +70,12 @@ struct VaeArgs {
     image_steps: u64,
     #[arg(long, default_value_t = 2e-3)]
     learning_rate: f64,
+    /// Steps at the end over which the learning rate goes down to nothing.
+    #[arg(long, default_value_t = 1000)]
+    decay_steps: u64,
+    /// Threads that make a share of each batch; 0 for one a core, or one on a GPU.
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
     /// Weight of the Kullback-Leibler term.
     #[arg(long, default_value_t = 3e-4)]
     kl_weight: f64,
@@ -217,7 +223,9 @@ fn main() -> Result<()> {
             steps: args.steps,
             image_steps: args.image_steps,
             learning_rate: args.learning_rate,
+            decay_steps: args.decay_steps,
             kl_weight: args.kl_weight,
+            workers: args.workers,
             seed: args.common.seed,
             save_every: args.save_every,
             batch: args.batch,

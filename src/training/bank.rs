@@ -4,8 +4,8 @@
 
 use tch::{Device, Tensor};
 
+use super::emphasis;
 use super::vae::{FRAME_RATE, render};
-use super::world::draw::REACH;
 use super::world::{Attributes, Scene, Split};
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::nn::conv3d::FeatureCaches;
@@ -18,10 +18,6 @@ pub struct Shape {
     /// 4n+1.
     pub frames: i64,
 }
-
-/// How much more the latents around the object count in the loss than those of its background. The object covers about
-/// a sixth of them, but three of five attributes.
-const OBJECT_WEIGHT: f32 = 4.0;
 
 /// One clip: normalised latents `[z, T, h, w]`, their weights in the loss `[1, T, h, w]` and what it shows.
 pub struct Entry {
@@ -108,23 +104,15 @@ impl Bucket {
 }
 
 /// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip that begins at frame `moment`: those that the object touches
-/// count [`OBJECT_WEIGHT`] times.
+/// count more.
 fn object_weights(scene: &Scene, moment: i64, size: &[i64]) -> Tensor {
     let (frames, height, width) = (size[1], size[2], size[3]);
-    let aspect = width as f32 / height as f32;
-    let mut weights = vec![1.0f32; (frames * height * width) as usize];
+    let mut weights = vec![1.0; (frames * height * width) as usize];
     // Latent frame 0 is one frame of video, every other is four.
     for frame in 0..=4 * (frames - 1) {
-        let place = scene.placement((moment + frame) as f64 / FRAME_RATE, aspect);
-        let reach = place.radius * REACH * height as f32 + 0.5;
-        let (x, y) = (place.x * width as f32 - 0.5, place.y * height as f32 - 0.5);
         let first = (frame + 3) / 4 * height * width;
-        for (at, weight) in (0..height * width).zip(&mut weights[first as usize..]) {
-            let (row, column) = ((at / width) as f32, (at % width) as f32);
-            if (column - x).abs() <= reach && (row - y).abs() <= reach {
-                *weight = OBJECT_WEIGHT;
-            }
-        }
+        let plane = &mut weights[first as usize..][..(height * width) as usize];
+        emphasis::mark(plane, width as usize, scene, (moment + frame) as f64 / FRAME_RATE);
     }
     Tensor::from_slice(&weights).view([1, frames, height, width])
 }

@@ -6,6 +6,7 @@ pub mod bank;
 mod batch;
 pub mod captions;
 pub mod dit;
+mod emphasis;
 pub mod eval;
 pub mod finetune;
 mod folder;

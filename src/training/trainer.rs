@@ -245,15 +245,16 @@ struct Worker<B> {
     share: f64,
 }
 
-impl<B: Batches> Worker<B> {
-    /// Takes the batch of that number and adds its gradients to the parameters'; returns its loss.
+impl<B: Batches> Work for Worker<B> {
     fn work(&mut self, number: u64) -> Result<f64> {
         let batch = self.batches.batch(number);
         let loss = self.loss(&batch)?;
         (&loss * self.share).backward();
         Ok(loss.double_value(&[]))
     }
+}
 
+impl<B> Worker<B> {
     /// Weighted mean squared error of the flow over the frames that are not known.
     ///
     /// A model may predict the clean latents: they have far fewer dimensions than noise, which a narrow model could
@@ -277,17 +278,26 @@ impl<B: Batches> Worker<B> {
     }
 }
 
+/// A share of every step.
+pub(super) trait Work: Send {
+    /// Adds the gradients of the batch of that number to the parameters', and returns its loss.
+    ///
+    /// # Errors
+    /// What stands in the way of that.
+    fn work(&mut self, number: u64) -> Result<f64>;
+}
+
 /// Workers on threads of their own. Models this small leave most of a core idle when their operations are split
 /// over several; batches in parallel do not.
-struct Crew {
+pub(super) struct Crew {
     orders: Vec<Sender<u64>>,
     losses: Receiver<Result<f64>>,
 }
 
 impl Crew {
-    fn start<'scope, B: Batches + 'scope>(
+    pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
-        workers: Vec<Worker<B>>,
+        workers: Vec<impl Work + 'scope>,
     ) -> Self {
         let (report, losses) = channel();
         let orders = workers
@@ -310,7 +320,10 @@ impl Crew {
     }
 
     /// Lets every worker add the gradients of one batch; returns the mean loss.
-    fn step(&self, step: u64) -> Result<f64> {
+    ///
+    /// # Errors
+    /// Those of the workers.
+    pub fn step(&self, step: u64) -> Result<f64> {
         let count = self.orders.len() as u64;
         for (worker, order) in (0..).zip(&self.orders) {
             order.send(step * count + worker).context("a training thread has ended")?;

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MPL-2.0
 //! Training of the autoencoder on clips of the world: absolute and squared error of the reconstruction from
-//! sampled latents, and a small Kullback-Leibler term that lets latent channels nobody needs fall silent.
+//! sampled latents, the object's counting more, that of its edges, and a small Kullback-Leibler term that lets latent channels nobody needs fall silent.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::optim::{AdamW, Hyper, cosine_schedule};
+use super::emphasis;
+use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use super::sheet;
+use super::trainer::{Crew, Work, worker_count};
 use super::world::{Scene, Split};
 use crate::models::autoencoder_kl_wan::{
     AutoencoderKLWan, AutoencoderKLWanConfig, DiagonalGaussian,
@@ -26,7 +28,11 @@ pub struct VaeOptions {
     /// Steps on single frames before clips come in.
     pub image_steps: u64,
     pub learning_rate: f64,
+    /// Steps at the end over which the learning rate goes down to nothing.
+    pub decay_steps: u64,
     pub kl_weight: f64,
+    /// Threads that make a share of each batch; 0 for one a core, or one on a GPU.
+    pub workers: usize,
     pub seed: u64,
     pub device: Device,
     /// Steps between saves and sheets.
@@ -57,7 +63,7 @@ pub fn default_config() -> AutoencoderKLWanConfig {
 
 /// Shapes that training cycles through: clips per batch unit (of 8), frames, height and width of the crop.
 const CLIPS: [(i64, i64, i64); 6] =
-    [(8, 5, 64), (4, 9, 64), (8, 5, 64), (3, 13, 64), (8, 5, 64), (2, 5, 128)];
+    [(8, 5, 64), (4, 9, 64), (3, 13, 64), (4, 9, 64), (8, 5, 64), (2, 5, 128)];
 /// The same for the first phase: single frames show the spatial layers many more scenes in the same time.
 const IMAGES: [(i64, i64, i64); 4] = [(24, 1, 64), (24, 1, 64), (24, 1, 64), (6, 1, 128)];
 
@@ -70,7 +76,12 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     tch::manual_seed(options.seed as i64);
     let mut config = default_config();
     let source = Source::Trainable(Parameters::default());
-    let vae = AutoencoderKLWan::new(&source.weights(Kind::Float, options.device), &config)?;
+    let model = || AutoencoderKLWan::new(&source.weights(Kind::Float, options.device), &config);
+    let vae = model()?;
+    let workers = worker_count(options.workers, options.device);
+    let crew = (0..workers)
+        .map(|_| Ok(Worker { vae: model()?, options, share: 1.0 / workers as f64 }))
+        .collect::<Result<Vec<_>>>()?;
     let Source::Trainable(parameters) = &source else { unreachable!("made trainable above") };
     quiet_posterior(parameters, config.z_dim);
     let mut optimiser =
@@ -79,28 +90,38 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     if state.exists() {
         optimiser.resume(&state)?;
     }
+    optimiser.set_threads(workers);
     let progress =
         Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count());
-    while optimiser.steps() < options.steps {
-        let step = optimiser.steps();
-        if step == options.image_steps {
-            inflate(parameters);
-            optimiser.restart_averages();
+    let threads = tch::get_num_threads();
+    // As in `trainer::run`: each worker computes alone.
+    let alone = if workers > 1 { 1 } else { threads };
+    tch::set_num_threads(alone);
+    std::thread::scope(|scope| {
+        let crew = Crew::start(scope, crew);
+        while optimiser.steps() < options.steps {
+            let step = optimiser.steps();
+            if step == options.image_steps {
+                inflate(parameters);
+                optimiser.restart_averages();
+            }
+            let loss = crew.step(step)?;
+            let rate = trapezoid_schedule(step, options.steps, 100, options.decay_steps);
+            let norm = optimiser.step(rate * options.learning_rate);
+            progress.step(step + 1, &[("loss", loss), ("norm", norm)]);
+            if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
+                optimiser.save(&state)?;
+                optimiser.swap_averages();
+                tch::set_num_threads(threads);
+                let psnr = reconstruct(&vae, step + 1 < options.image_steps, options)?;
+                tch::set_num_threads(alone);
+                optimiser.swap_averages();
+                progress.note(&format!("step {}: PSNR {psnr:.2} dB on held-out clips", step + 1));
+            }
         }
-        let video = batch(step, options);
-        let (loss, error) = loss(&vae, &video, options.kl_weight);
-        let rate = cosine_schedule(step, options.steps, 100, options.learning_rate, 0.02);
-        loss.backward();
-        let norm = optimiser.step(rate);
-        progress.step(step + 1, &[("L1", error), ("loss", loss.double_value(&[])), ("norm", norm)]);
-        if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
-            optimiser.save(&state)?;
-            optimiser.swap_averages();
-            let psnr = reconstruct(&vae, step + 1 < options.image_steps, options)?;
-            optimiser.swap_averages();
-            progress.note(&format!("step {}: PSNR {psnr:.2} dB on held-out clips", step + 1));
-        }
-    }
+        anyhow::Ok(())
+    })?;
+    tch::set_num_threads(threads);
     optimiser.swap_averages();
     let (mean, std) = latent_statistics(&vae, options.device);
     config.latents_mean = vec![mean; config.z_dim as usize];
@@ -162,32 +183,66 @@ fn inflate(parameters: &Parameters) {
     }
 }
 
-fn loss(vae: &AutoencoderKLWan, video: &Tensor, kl_weight: f64) -> (Tensor, f64) {
+/// One thread's share of every step.
+struct Worker<'a> {
+    vae: AutoencoderKLWan,
+    options: &'a VaeOptions,
+    share: f64,
+}
+
+impl Work for Worker<'_> {
+    fn work(&mut self, number: u64) -> Result<f64> {
+        let (video, weights) = batch(number, self.options);
+        let loss = loss(&self.vae, (&video, &weights), self.options.kl_weight);
+        (&loss * self.share).backward();
+        Ok(loss.double_value(&[]))
+    }
+}
+
+/// How much the error of differences between neighbours counts, which blurred edges are.
+const EDGE_WEIGHT: f64 = 0.5;
+
+/// The loss for video `[B, 3, F, H, W]` with weights `[B, 1, F, H, W]`.
+fn loss(vae: &AutoencoderKLWan, (video, weights): (&Tensor, &Tensor), kl_weight: f64) -> Tensor {
     let DiagonalGaussian { mean, logvar } = vae.encode(video, &mut FeatureCaches::default());
     let std = (&logvar * 0.5).exp();
     let sampled = &mean + std * mean.randn_like();
     let decoded = vae.decode_unclamped(&sampled, &mut FeatureCaches::default());
     let difference = decoded - video;
-    let absolute = difference.abs().mean(Kind::Float);
-    let squared = difference.square().mean(Kind::Float);
+    let each = difference.abs() + difference.square();
+    let error = (each * weights).mean(Kind::Float) / weights.mean(Kind::Float);
     let kl: Tensor = (mean.square() + logvar.exp() - 1.0 - logvar).mean(Kind::Float) * 0.5;
-    let error = absolute.double_value(&[]);
-    (absolute + squared + kl * kl_weight, error)
+    error + edges(&difference) * EDGE_WEIGHT + kl * kl_weight
 }
 
-/// One batch `[B, 3, F, H, W]` in [-1, 1], a pure function of the step: crops of freshly drawn clips.
-fn batch(step: u64, options: &VaeOptions) -> Tensor {
-    let shapes: &[(i64, i64, i64)] = if step < options.image_steps { &IMAGES } else { &CLIPS };
+/// Mean absolute difference of horizontal and vertical neighbours in the error.
+fn edges(difference: &Tensor) -> Tensor {
+    let step = |dim: i64| {
+        let size = difference.size()[dim as usize] - 1;
+        (difference.narrow(dim, 1, size) - difference.narrow(dim, 0, size)).abs().mean(Kind::Float)
+    };
+    step(3) + step(4)
+}
+
+/// One batch `[B, 3, F, H, W]` in [-1, 1] and its weights `[B, 1, F, H, W]`, a pure function of the step: crops of freshly
+/// drawn clips.
+fn batch(step: u64, options: &VaeOptions) -> (Tensor, Tensor) {
+    let images = step < options.image_steps * worker_count(options.workers, options.device) as u64;
+    let shapes: &[(i64, i64, i64)] = if images { &IMAGES } else { &CLIPS };
     let (per_unit, frames, size) = shapes[(step % shapes.len() as u64) as usize];
     let clips = (per_unit * options.batch / 8).max(1);
     let first = (options.seed << 32) + step * 64;
-    let videos: Vec<Tensor> =
-        (0..clips as u64).map(|clip| crop(first + clip, frames, size)).collect();
-    Tensor::stack(&videos, 0).to_device(options.device)
+    let (videos, weights): (Vec<Tensor>, Vec<Tensor>) =
+        (0..clips as u64).map(|clip| crop(first + clip, frames, size)).unzip();
+    (
+        Tensor::stack(&videos, 0).to_device(options.device),
+        Tensor::stack(&weights, 0).to_device(options.device),
+    )
 }
 
-/// `[3, F, size, size]` in [-1, 1]: a window of clip `index`, at one of several scales and moments.
-fn crop(index: u64, frames: i64, size: i64) -> Tensor {
+/// `[3, F, size, size]` in [-1, 1] and its weights `[1, F, size, size]`: a window of clip `index`, at one of several scales
+/// and moments.
+fn crop(index: u64, frames: i64, size: i64) -> (Tensor, Tensor) {
     let scene = Scene::from_index(index, Split::Train);
     let draw = |salt: u64, below: i64| {
         let mixed = (index ^ (salt << 17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -195,8 +250,16 @@ fn crop(index: u64, frames: i64, size: i64) -> Tensor {
     };
     let height = [96, 128, 128, 160][draw(1, 4) as usize].max(size);
     let width = height.max(size) + 16 * draw(2, 3);
-    let video = render(&scene, (width, height), frames, draw(3, 16));
-    video.narrow(2, draw(4, height - size + 1), size).narrow(3, draw(5, width - size + 1), size)
+    let first = draw(3, 16);
+    let video = render(&scene, (width, height), frames, first);
+    let mut weights = vec![1.0; (frames * height * width) as usize];
+    for (frame, plane) in (0..).zip(weights.chunks_exact_mut((height * width) as usize)) {
+        emphasis::mark(plane, width as usize, &scene, (first + frame) as f64 / FRAME_RATE);
+    }
+    let weights = Tensor::from_slice(&weights).view([1, frames, height, width]);
+    let (top, left) = (draw(4, height - size + 1), draw(5, width - size + 1));
+    let cut = |video: &Tensor| video.narrow(2, top, size).narrow(3, left, size);
+    (cut(&video), cut(&weights))
 }
 
 /// Frames a second of the clips that models are trained on.

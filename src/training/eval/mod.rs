@@ -21,9 +21,10 @@ use super::progress::Progress;
 use super::world::{Scene, Split};
 use super::{captions, vae};
 use crate::nn::conv3d::FeatureCaches;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, rgb_frames};
 use clips::{Clips, Subject};
 use long::Long;
+use score::Scores;
 
 /// Options of `dit-train eval`.
 #[derive(Debug, Clone)]
@@ -51,6 +52,8 @@ struct Reconstruction {
     clips: u64,
     psnr: f64,
     ssim: f64,
+    /// What the judge still sees in them: no model that draws through this autoencoder is likely to do better.
+    scores: Scores,
 }
 
 /// Everything measured of one folder.
@@ -123,7 +126,7 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
     let _no_grad = tch::no_grad_guard();
     let native = &pipeline.info().native;
     let progress = Progress::new("autoencoder", options.reconstructions, 0, 0);
-    let (mut error, mut ssim) = (0.0, 0.0);
+    let (mut error, mut ssim, mut scores) = (0.0, 0.0, Scores::default());
     for index in 0..options.reconstructions {
         let scene = Scene::from_index(index, Split::HeldOut);
         let video: Tensor =
@@ -131,7 +134,10 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
                 .to_device(options.device);
         let latents = pipeline.encode_video(&video.unsqueeze(0));
         let latents = pipeline.vae().denormalize_latents(&latents);
-        let decoded = pipeline.vae().decode(&latents, &mut FeatureCaches::default()).get(0);
+        let decoded = pipeline.vae().decode(&latents, &mut FeatureCaches::default());
+        let frames = rgb_frames(&decoded, (native.width, native.height));
+        scores.add(clips::seen(&frames).compare(&scene.attributes));
+        let decoded = decoded.get(0);
         error += pixels::squared_error(&decoded, &video);
         ssim += pixels::ssim(&decoded, &video);
         progress.step(index + 1, &[]);
@@ -141,5 +147,6 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
         clips: options.reconstructions,
         psnr: pixels::psnr(error / count),
         ssim: ssim / count,
+        scores,
     }
 }

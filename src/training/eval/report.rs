@@ -107,6 +107,16 @@ fn table(truth: &Clips, models: &[Measured]) -> String {
         m.reconstruction.map_or_else(none, |r| format!("{:.2} dB, {:.3}", r.psnr, r.ssim))
     };
     row("autoencoder: PSNR, SSIM", each(none(), &reconstruction));
+    let still_seen = |m: &Measured| {
+        m.reconstruction.map_or_else(none, |r| {
+            let shares = r.scores.each.map(|score| format!("{:.0}", 100.0 * score.interval().0));
+            format!("{} %", shares.join(", "))
+        })
+    };
+    row(
+        "after the autoencoder: colour, shape, motion, background, style",
+        each(none(), &still_seen),
+    );
     let seam = |m: &Measured| {
         let ratio =
             m.long.as_ref().and_then(|long| long.seam_ratio().map(|r| (r, long.seam.count)));
@@ -149,6 +159,7 @@ fn model_json(model: &Measured, truth: &Clips) -> Value {
         json["vae_psnr_db"] = json!(r.psnr);
         json["vae_ssim"] = json!(r.ssim);
         json["vae_clips"] = json!(r.clips);
+        json["vae_judged"] = r.scores.json();
     }
     if let Some(long) = &model.long {
         json["long"] = json!({

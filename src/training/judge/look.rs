@@ -13,6 +13,9 @@ const FAR: f32 = 48.0;
 /// A clip farther than this from every palette is none of the world.
 const STRANGE: f32 = 30.0;
 
+/// Likenesses to palettes that differ by less tell little.
+const NEARLY: f32 = 10.0;
+
 /// What a clip looks like.
 pub(super) struct Seen {
     pub(super) style: Style,
@@ -25,8 +28,9 @@ pub(super) struct Seen {
 
 /// Style and background, or `None` if the clip resembles none.
 pub(super) fn recognise(clip: &Clip) -> Option<Seen> {
-    let blocks = is_blocks(clip);
-    let snapped = blocks.then(|| snap(clip));
+    let snapped = is_blocks(clip).then(|| snap(clip));
+    let snapped = snapped.filter(|snapped| has_few_levels(snapped, clip));
+    let blocks = snapped.is_some();
     let clip = snapped.as_ref().unwrap_or(clip);
     let samples = samples(clip, 0);
     let styles: &[Style] = if blocks {
@@ -185,6 +189,18 @@ fn is_blocks(clip: &Clip) -> bool {
         && median(&mut at_border) > 2.0 * median(&mut within) + 0.3
 }
 
+/// Whether the colours of blocks are those of pixel art, or nearly as much as of any other look: a decoder may leave a
+/// faint grid of the same pitch.
+fn has_few_levels(snapped: &Clip, clip: &Clip) -> bool {
+    let (blocks, all) = (samples(snapped, 0), samples(clip, 0));
+    let best = |samples: &[[f32; 3]], pixel_art: bool| {
+        let styles = Style::ALL.iter().filter(|style| (**style == Style::PixelArt) == pixel_art);
+        let looks = styles.flat_map(|s| Background::ALL.iter().map(|b| palette(*s, *b)));
+        looks.map(|palette| likeness(samples, palette)).fold(f32::MAX, f32::min)
+    };
+    best(&blocks, true) < best(&all, false) + NEARLY
+}
+
 /// The clip with every block filled with the mean of its inner part, free of noise and soft borders.
 fn snap(clip: &Clip) -> Clip {
     let mut snapped = clip.clone();
@@ -268,7 +284,7 @@ fn is_film(clip: &Clip) -> bool {
         (c[0] - red * l).abs() + (c[2] - blue * l).abs()
     };
     let coloured = samples.iter().map(off).sum::<f32>() / samples.len() as f32;
-    coloured < 0.07 * light + 1.5 && corners(clip) < 0.7
+    coloured < 0.07 * light + 2.5 && corners(clip) < 0.7
 }
 
 /// Light of the corners relative to that of the inner frame.

@@ -64,6 +64,20 @@ fn held_out(index: u64) -> (Attributes, Vec<u8>) {
     (scene.attributes, scene.render(NATIVE.0, NATIVE.1, 17, 0, 16.0))
 }
 
+/// Blocks of the pitch of pixel art, a little lighter and darker by turns: the grid that a decoder may leave.
+fn with_faint_grid(pixels: Vec<u8>) -> Vec<u8> {
+    let block = |at: usize| at * 16 / SIDE;
+    let shade = |at: usize| [-2i16, 2][(block(at / 3 % SIDE) + block(at / 3 / SIDE % SIDE)) % 2];
+    let shaded = pixels.iter().enumerate().map(|(at, v)| (i16::from(*v) + shade(at)).clamp(0, 255));
+    shaded.map(|v| v as u8).collect()
+}
+
+#[test]
+fn a_faint_grid_is_no_pixel_art() {
+    let wrong = mistakes(0..30, |pixels| with_faint_grid(soften(pixels)));
+    assert!(wrong[3..].iter().all(|count| *count <= 1), "{ATTRIBUTES:?}: {wrong:?} of 30 wrong");
+}
+
 #[test]
 fn held_out_clips_are_judged_true_98_times_in_100() {
     const CLIPS: u64 = 100;
