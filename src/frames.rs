@@ -3,7 +3,11 @@
 //!
 //! The engine makes and takes packed 8-bit RGB, sRGB, full range, progressive, square pixels. [`Painter`] writes such
 //! a frame into a buffer of the negotiated format, size and colorimetry, [`Reader`] makes one from such a buffer, both
-//! through `GstVideoConverter`, honouring the buffer's own strides and offsets.
+//! through `GstVideoConverter`, honouring the buffer's own strides and offsets. `frames/file.rs` decodes whole
+//! files, for the trainer.
+
+#[cfg(feature = "training")]
+pub mod file;
 
 use std::sync::Arc;
 

@@ -4,10 +4,12 @@
 //!
 //! ```text
 //! elements -> session (worker thread) -> pipeline (sampling) -> models + schedulers -> nn -> weights -> torch
-//!     \__ frames (pixels to and from GStreamer)     training -> models, schedulers, weights (bin/dit-train)
+//!     \__ frames (pixels to and from GStreamer, files) -> pipeline
+//!
+//! bin/dit-train -> training -> frames, pipeline, models, schedulers, nn, weights, torch
 //! ```
 //!
-//! A layer imports only from those to its right. Five minutes to find one's way: `elements/ditsrc/imp.rs` asks a
+//! A layer imports only from those to its right; only `elements/`, `frames` and this file name GStreamer. Five minutes to find one's way: `elements/ditsrc/imp.rs` asks a
 //! session for a frame; `session/` runs a model's thread; `pipeline/` is the sampling algorithm;
 //! `models/transformer_wan/` can be read beside diffusers' file of that name; `weights/` reads the folder.
 

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use tch::Tensor;
 
-use super::decode::{self, Probe};
+use crate::frames::file::{self, Probe};
 use crate::pipeline::{FolderInfo, Pipeline};
 use crate::training::bank::Shape;
+use crate::training::generate;
 use crate::training::progress::Progress;
 
 /// Windows that an encoded piece of a clip is long: what follows the first window is met as a continuation.
@@ -172,21 +173,22 @@ pub(super) fn encode(listing: Listing, pipeline: &Pipeline) -> Result<Clips> {
 
 fn encode_clip(clip: &Captioned, pipeline: &Pipeline) -> Result<Vec<(Shape, Entry)>> {
     let info = pipeline.info();
-    let probe = decode::probe(&clip.path)?;
-    let size = bucket_size(info, &probe);
+    let probe = file::probe(&clip.path)?;
+    let (width, height) = bucket_size(info, &probe);
     let window = info.native.num_frames;
     let longest = if probe.still { 1 } else { window * LONGEST_WINDOWS };
-    let frames = decode::read(&clip.path, &probe, size, info.native.framerate, longest as usize)?;
+    let size = (width as usize, height as usize);
+    let frames = file::read(&clip.path, &probe, size, info.native.framerate, longest as usize)?;
     let _no_grad = tch::no_grad_guard();
-    Ok(pieces(info, frames.size()[0])
+    pieces(info, frames.len() as i64)
         .into_iter()
         .map(|(start, length)| {
-            let video = decode::to_video(&frames.narrow(0, start, length));
-            let latents = pipeline.encode_video(&video).get(0).contiguous();
+            let video = generate::to_tensor(&frames[start as usize..][..length as usize])?;
+            let latents = pipeline.encode_video(&video.unsqueeze(0)).get(0).contiguous();
             let entry = Entry { latents, caption: clip.caption.clone() };
-            (Shape { width: size.0, height: size.1, frames: length }, entry)
+            Ok((Shape { width, height, frames: length }, entry))
         })
-        .collect())
+        .collect()
 }
 
 /// The size to cut a clip to: of the model's own area (or the clip's, where that is smaller), in the nearest shape.

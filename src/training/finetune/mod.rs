@@ -2,7 +2,6 @@
 //! Teaches a loaded folder a user's own clips: all of it, or low-rank changes (LoRA) of attention and feed-forward only.
 
 mod clips;
-mod decode;
 
 use std::path::PathBuf;
 
@@ -16,6 +15,7 @@ use super::generate::{self, Sampling};
 use super::optim::Hyper;
 use super::sheet;
 use super::trainer::{self, Batches, Blueprint, Plan, Sources, worker_count};
+use crate::frames::file;
 use crate::models::transformer_wan::AttentionPattern;
 use crate::pipeline::{FolderInfo, Pipeline};
 use crate::torch::Precision;
@@ -70,7 +70,7 @@ const SAMPLES: usize = 6;
 /// # Errors
 /// A model or data folder that cannot be used, a state of another training, no readable clip.
 pub fn train(options: &FinetuneOptions) -> Result<()> {
-    gst::init().context("GStreamer")?;
+    file::init()?;
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     tch::manual_seed(options.seed as i64);
     let info = FolderInfo::open(&options.model)?;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MPL-2.0
-//! Pictures out of any file that GStreamer can decode.
+//! Frames out of any file that GStreamer can decode, for those who have no pipeline of their own.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use gst::prelude::*;
 use gst_video::prelude::*;
-use tch::{Kind, Tensor};
+
+use crate::pipeline::RgbFrame;
 
 /// How long a file may take to begin, and from one frame to the next.
 const PATIENCE: gst::ClockTime = gst::ClockTime::from_seconds(60);
@@ -15,7 +16,7 @@ const LOOK: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 
 /// What a file shows before it is read.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Probe {
+pub struct Probe {
     /// Pixels as shown, that is with square pixels.
     pub width: f64,
     pub height: f64,
@@ -23,13 +24,13 @@ pub(super) struct Probe {
     pub still: bool,
 }
 
-/// A pipeline from a file to RGB frames; stopped when dropped.
-struct Reader {
+/// A pipeline from a file to RGB buffers; stopped when dropped.
+struct Decoder {
     pipeline: gst::Pipeline,
     sink: gst::Element,
 }
 
-impl Reader {
+impl Decoder {
     /// Decodes `path` to frames of these caps.
     fn open(path: &Path, caps: &gst::Caps) -> Result<Self> {
         let line = "filesrc name=file ! decodebin caps=video/x-raw(ANY) expose-all-streams=false \
@@ -42,10 +43,10 @@ impl Reader {
         let element = |name: &str| pipeline.by_name(name).context("element of the reader");
         element("file")?.set_property("location", path.to_str().context("the path is not UTF-8")?);
         element("caps")?.set_property("caps", caps);
-        let reader = Self { sink: element("sink")?, pipeline };
+        let decoder = Self { sink: element("sink")?, pipeline };
         // A failure to start is told on the bus as well, in more words.
-        let _ = reader.pipeline.set_state(gst::State::Playing);
-        Ok(reader)
+        let _ = decoder.pipeline.set_state(gst::State::Playing);
+        Ok(decoder)
     }
 
     /// The next frame; `None` after the last.
@@ -79,7 +80,7 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for Decoder {
     fn drop(&mut self) {
         let _ = self.pipeline.set_state(gst::State::Null);
     }
@@ -90,37 +91,45 @@ fn info(sample: &gst::Sample) -> Result<gst_video::VideoInfo> {
     Ok(gst_video::VideoInfo::from_caps(caps)?)
 }
 
+/// Starts GStreamer, which has to come before [`probe`] and [`read`].
+///
+/// # Errors
+/// What GStreamer says when it cannot start.
+pub fn init() -> Result<()> {
+    gst::init().context("GStreamer")
+}
+
 /// Looks at the first frame of a file.
 ///
 /// # Errors
 /// What GStreamer says about a file that it cannot decode, or that holds no picture.
-pub(super) fn probe(path: &Path) -> Result<Probe> {
+pub fn probe(path: &Path) -> Result<Probe> {
     let caps = gst::Caps::builder("video/x-raw").field("format", "RGB").build();
-    let reader = Reader::open(path, &caps)?;
-    let sample = reader.next()?.context("there is no picture in it")?;
+    let decoder = Decoder::open(path, &caps)?;
+    let sample = decoder.next()?.context("there is no picture in it")?;
     let info = info(&sample)?;
     let (numerator, denominator) = (info.par().numer(), info.par().denom());
     Ok(Probe {
         width: f64::from(info.width()) * f64::from(numerator) / f64::from(denominator.max(1)),
         height: f64::from(info.height()),
-        still: info.fps().numer() == 0 && reader.next()?.is_none(),
+        still: info.fps().numer() == 0 && decoder.next()?.is_none(),
     })
 }
 
-/// At most `longest` frames of a file as `[F, 3, height, width]`, uint8: scaled to cover that size, cut from the middle, at a
+/// At most `longest` frames of a file, each `width` x `height` pixels: scaled to cover that size, cut from the middle, at a
 /// frame rate (which a still picture does not have).
 ///
 /// # Errors
 /// As [`probe`].
-pub(super) fn read(
+pub fn read(
     path: &Path,
     probe: &Probe,
-    (width, height): (i64, i64),
+    (width, height): (usize, usize),
     (frames, seconds): (i32, i32),
     longest: usize,
-) -> Result<Tensor> {
+) -> Result<Vec<RgbFrame>> {
     let scale = (width as f64 / probe.width).max(height as f64 / probe.height);
-    let cover = |side: f64, least: i64| ((side * scale).round() as i64).max(least) as i32;
+    let cover = |side: f64, least: usize| ((side * scale).round() as usize).max(least) as i32;
     let mut caps = gst::Caps::builder("video/x-raw")
         .field("format", "RGB")
         .field("pixel-aspect-ratio", gst::Fraction::new(1, 1))
@@ -129,37 +138,31 @@ pub(super) fn read(
     if !probe.still {
         caps = caps.field("framerate", gst::Fraction::new(frames, seconds));
     }
-    let reader = Reader::open(path, &caps.build())?;
+    let decoder = Decoder::open(path, &caps.build())?;
     let mut video = Vec::new();
     while video.len() < longest
-        && let Some(sample) = reader.next()?
+        && let Some(sample) = decoder.next()?
     {
-        let frame = frame(&sample)?;
-        let s = frame.size();
-        let (top, left) = ((s[1] - height) / 2, (s[2] - width) / 2);
-        video.push(frame.narrow(1, top, height).narrow(2, left, width).contiguous());
+        video.push(middle(&sample, (width, height))?);
     }
     if video.is_empty() {
         bail!("there is no picture in it");
     }
-    Ok(Tensor::stack(&video, 0))
+    Ok(video)
 }
 
-/// An RGB frame as `[3, H, W]`, uint8.
-fn frame(sample: &gst::Sample) -> Result<Tensor> {
+/// The middle of an RGB sample that is at least as large.
+fn middle(sample: &gst::Sample, (width, height): (usize, usize)) -> Result<RgbFrame> {
     let info = info(sample)?;
     let buffer = sample.buffer().context("a frame without pixels")?;
     let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info)?;
-    let (width, height) = (i64::from(info.width()), i64::from(info.height()));
+    let left = (info.width() as usize).saturating_sub(width) / 2;
+    let top = (info.height() as usize).saturating_sub(height) / 2;
     let (rows, stride) = (frame.plane_data(0)?, frame.plane_stride()[0] as usize);
-    let mut packed = Vec::with_capacity((width * height * 3) as usize);
-    for row in rows.chunks(stride).take(height as usize) {
-        packed.extend_from_slice(&row[..width as usize * 3]);
+    let mut data = Vec::with_capacity(width * height * 3);
+    for row in rows.chunks(stride).skip(top).take(height) {
+        let end = (left + width) * 3;
+        data.extend_from_slice(row.get(left * 3..end).context("a frame smaller than asked for")?);
     }
-    Ok(Tensor::from_slice(&packed).view([height, width, 3]).permute([2, 0, 1]))
-}
-
-/// Pixels as the autoencoder takes them: `[1, 3, F, H, W]` in [-1, 1].
-pub(super) fn to_video(frames: &Tensor) -> Tensor {
-    (frames.to_kind(Kind::Float) / 127.5 - 1.0).permute([1, 0, 2, 3]).unsqueeze(0)
+    Ok(RgbFrame { width, height, data })
 }
