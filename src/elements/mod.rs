@@ -8,6 +8,16 @@ pub mod loading;
 pub mod report;
 pub mod settings;
 
+/// What `gst-inspect-1.0` says of an element: its name in words, its classes, and what it does.
+fn metadata(
+    name: &'static str,
+    classes: &'static str,
+    description: &'static str,
+) -> gst::subclass::ElementMetadata {
+    let authors = "The authors of gst-plugin-dit";
+    gst::subclass::ElementMetadata::new(name, classes, description, authors)
+}
+
 /// Registers every element of the plugin.
 ///
 /// # Errors

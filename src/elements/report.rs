@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MPL-2.0
-//! Messages that all elements send in the same words.
+//! What all elements tell the application in the same words.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gst::prelude::*;
 
@@ -34,6 +36,31 @@ impl When {
             .field("stream-time", self.stream_time)
             .field("timestamp", self.pts)
     }
+}
+
+/// Whether an error was posted; what follows from it is not posted again.
+#[derive(Debug, Default)]
+pub struct FirstError(AtomicBool);
+
+impl FirstError {
+    /// Lets the next error be the first again.
+    pub fn forget(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether a message that is about to be posted is an error that another came before.
+    pub fn precedes(&self, message: &gst::Message) -> bool {
+        message.type_() == gst::MessageType::Error && self.0.swap(true, Ordering::SeqCst)
+    }
+}
+
+/// The property `stats` of an element, whose blurb lists its fields.
+pub fn stats_pspec(blurb: &str) -> glib::ParamSpec {
+    glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+        .nick("Statistics")
+        .blurb(blurb)
+        .read_only()
+        .build()
 }
 
 /// `dit-controls-applied`: the frame shown at `when` is the first that was made with these controls.

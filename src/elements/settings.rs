@@ -267,21 +267,32 @@ impl Settings {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Checks that each property has a value of its type, a default that is the value's own, and a blurb.
+    pub fn check_table<S: Clone + PartialEq + std::fmt::Debug, E>(
+        settings: &S,
+        specs: &[glib::ParamSpec],
+        get: impl Fn(&S, &str) -> Option<glib::Value>,
+        set: impl Fn(&mut S, &str, &glib::Value) -> Option<E>,
+    ) {
+        for spec in specs {
+            let value = get(settings, spec.name()).unwrap();
+            assert!(value.type_().is_a(spec.value_type()), "{}", spec.name());
+            let mut changed = settings.clone();
+            assert!(set(&mut changed, spec.name(), spec.default_value()).is_some());
+            assert_eq!(&changed, settings, "{}", spec.name());
+            assert!(spec.blurb().is_some_and(|blurb| blurb.len() > 20));
+        }
+    }
 
     #[test]
     fn every_property_has_a_value_like_its_default() {
         gst::init().unwrap();
         let settings = Settings::default();
-        for spec in Settings::pspecs(&settings, glib::ParamFlags::empty()) {
-            let value = settings.get(spec.name()).unwrap();
-            assert!(value.type_().is_a(spec.value_type()), "{}", spec.name());
-            let mut changed = settings.clone();
-            assert!(changed.set(spec.name(), spec.default_value()).is_some());
-            assert_eq!(changed, settings, "{}", spec.name());
-            assert!(spec.blurb().is_some_and(|blurb| blurb.len() > 20));
-        }
+        let specs = Settings::pspecs(&settings, glib::ParamFlags::empty());
+        check_table(&settings, &specs, Settings::get, Settings::set);
     }
 
     #[test]

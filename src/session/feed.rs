@@ -28,7 +28,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -38,7 +38,7 @@ use crate::torch;
 use super::model::{Client, Model};
 use super::signal::Signal;
 use super::stream::Event;
-use super::{Opening, registry};
+use super::{Opening, locked, registry};
 
 /// What is done with each job, and what that remembers from job to job.
 pub trait Process: Send + 'static {
@@ -152,7 +152,7 @@ impl<P: Process> Feed<P> {
             std::mem::take(&mut state.jobs)
         };
         drop(dropped);
-        drop(self.queue.sending.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(locked(&self.queue.sending));
     }
 
     /// Ends everything for good; nothing is called once this has returned.
@@ -199,8 +199,7 @@ struct Queue<P: Process> {
 
 impl<P: Process> Queue<P> {
     fn lock(&self) -> MutexGuard<'_, State<P::Job>> {
-        // A panic elsewhere is reported by whoever catches it; the plain data here stays usable.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     fn is_stale(&self, epoch: u64) -> bool {
@@ -208,7 +207,7 @@ impl<P: Process> Queue<P> {
     }
 
     fn deliver(&self, epoch: u64, finished: Finished<P::Output>) {
-        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let _sending = locked(&self.sending);
         self.working.store(false, Ordering::SeqCst);
         if !self.is_stale(epoch) {
             (self.results)(finished);
@@ -239,7 +238,7 @@ impl<P: Process> Client for Queue<P> {
         let Some(Submitted { ticket, epoch, job }) = taken else { return };
         let started = Instant::now();
         let cancel = || self.is_stale(epoch) || quit.load(Ordering::SeqCst);
-        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut process = locked(&self.process);
         let (seen, process) = &mut *process;
         if std::mem::replace(seen, epoch) != epoch {
             process.reset();
@@ -252,7 +251,7 @@ impl<P: Process> Client for Queue<P> {
     }
 
     fn send(&self, event: Event) {
-        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let _sending = locked(&self.sending);
         if !self.is_closed() {
             (self.events)(event);
         }

@@ -2,7 +2,7 @@
 //! What `ditmixer` pushes to a model's thread: pairs of frames in, the frames between them out.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
@@ -12,7 +12,7 @@ use crate::pipeline::{
 
 use super::feed::{Feed, Finished, Process};
 use super::stream::Event;
-use super::{Model, Opening};
+use super::{Model, Opening, locked};
 
 /// One unit of work; all frames of one size.
 #[derive(Debug, Clone)]
@@ -215,9 +215,4 @@ impl MixFeed {
         self.set_flushing(true);
         self.feed.close();
     }
-}
-
-fn locked(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
-    // A panic elsewhere is reported by whoever catches it; the plain data here stays usable.
-    desk.lock().unwrap_or_else(PoisonError::into_inner)
 }

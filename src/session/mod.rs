@@ -24,8 +24,8 @@ mod restyling;
 mod signal;
 mod stream;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tch::Device;
@@ -42,6 +42,12 @@ pub use model::Model;
 pub use registry::loaded_models;
 pub use restyling::{RestyleJob, RestyleSettings, RestyledFrames, Restyling, Words};
 pub use stream::{ChunkInfo, Event, Picked, Plan, Stats, Stop, Stream};
+
+/// Locks what a panic under the lock may have left: that panic has been reported by whoever caught it, and the data behind
+/// the lock is plain.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How to open a session.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 
 use tch::Device;
@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::{FolderInfo, Pipeline};
 use crate::torch::{self, Precision};
 
+use super::locked;
 use super::signal::Signal;
 use super::stream::Event;
 
@@ -164,7 +165,7 @@ impl Drop for Model {
     fn drop(&mut self) {
         self.shared.quit.store(true, Ordering::SeqCst);
         self.shared.work.raise();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = locked(&self.thread).take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
@@ -176,7 +177,7 @@ impl Drop for Model {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     fn quits(&self) -> bool {

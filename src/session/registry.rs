@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 
 use tch::{Device, Kind};
 
@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::pipeline::FolderInfo;
 use crate::torch::{Precision, device_name};
 
+use super::locked;
 use super::model::{Client, Model};
 use super::signal::Signal;
 
@@ -38,7 +39,7 @@ pub(super) fn attach<C: Client + 'static>(
     precision: Precision,
     make: impl FnOnce(Arc<Signal>) -> C,
 ) -> Result<(Arc<Model>, Arc<C>, bool)> {
-    let mut models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut models = locked(&MODELS);
     models.retain(|_, model| model.strong_count() > 0);
     let key = key(&info, device, precision);
     let found = models.get(&key).and_then(Weak::upgrade).filter(|model| !model.is_ended());
@@ -59,6 +60,6 @@ pub(super) fn attach<C: Client + 'static>(
 
 /// How many models this process holds.
 pub fn loaded_models() -> usize {
-    let models = MODELS.lock().unwrap_or_else(PoisonError::into_inner);
+    let models = locked(&MODELS);
     models.values().filter(|model| model.strong_count() > 0).count()
 }

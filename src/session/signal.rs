@@ -3,6 +3,8 @@
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
+use super::locked;
+
 /// A counter that can be waited on; its lock is a leaf and may be taken under any other.
 #[derive(Default)]
 pub(super) struct Signal {
@@ -12,17 +14,17 @@ pub(super) struct Signal {
 
 impl Signal {
     pub(super) fn raise(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *locked(&self.count) += 1;
         self.raised.notify_all();
     }
 
     pub(super) fn count(&self) -> u64 {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        *locked(&self.count)
     }
 
     /// Waits until the count is no longer `seen`.
     pub(super) fn wait_past(&self, seen: u64) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = locked(&self.count);
         while *count == seen {
             count = self.raised.wait(count).unwrap_or_else(PoisonError::into_inner);
         }

@@ -16,6 +16,7 @@ use crate::pipeline::{Chunk, Controls, Pipeline, Request, RgbFrame, Rollout};
 use crate::torch;
 
 use super::ladder::Ladder;
+use super::locked;
 use super::model::Client;
 use super::signal::Signal;
 
@@ -193,8 +194,7 @@ impl Stream {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere is reported by whoever catches it; the plain data here stays usable.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     // The owner's side.
@@ -367,7 +367,7 @@ impl Stream {
         self.closed.store(true, Ordering::SeqCst);
         self.nudge();
         self.work.raise();
-        drop(self.sending.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(locked(&self.sending));
     }
 
     /// Whether a job has been overtaken by a restart or by the end of its stream.
@@ -434,7 +434,7 @@ impl Stream {
 
     fn chunk(&self, pipeline: &Pipeline, job: &Job, quit: &AtomicBool) -> Result<Chunk, Error> {
         let cancel = || self.is_stale(job.epoch) || quit.load(Ordering::SeqCst);
-        let mut kept = self.rollout.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = locked(&self.rollout);
         if kept.as_ref().is_none_or(|(epoch, _)| *epoch != job.epoch) {
             *kept = None;
             // The plan's steps are those of its beginning, which may be why an earlier attempt failed.
@@ -480,7 +480,7 @@ impl Client for Stream {
     }
 
     fn send(&self, event: Event) {
-        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let _sending = locked(&self.sending);
         if !self.is_closed() {
             (self.events)(event);
         }

@@ -6,7 +6,7 @@
 //! sink pad's own thread. The feed's results wait for `state`.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 
 use gst::glib;
 use gst::prelude::*;
@@ -19,9 +19,11 @@ use super::queue::State;
 use super::report::Reporter;
 use super::settings::FilterSettings;
 use crate::elements::loading::{self, Progress};
+use crate::elements::metadata;
+use crate::elements::report::stats_pspec;
 use crate::elements::settings::Effect;
 use crate::frames;
-use crate::session::{Event, Feed, Model, Restyling};
+use crate::session::{Event, Feed, Model, Restyling, locked};
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
@@ -63,11 +65,6 @@ pub struct DitFilter {
     announced: Mutex<Option<gst::ClockTime>>,
 }
 
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under the lock has already been reported; the data behind it is plain.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[glib::object_subclass]
 impl ObjectSubclass for DitFilter {
     const NAME: &'static str = "GstDitFilter";
@@ -76,6 +73,8 @@ impl ObjectSubclass for DitFilter {
     type Interfaces = (gst::Preset,);
 
     fn with_class(klass: &Self::Class) -> Self {
+        // The class has got the templates of `pad_templates` before its first element is made, and an element without pads
+        // would be none.
         let template = |name: &str| {
             klass.pad_template(name).unwrap_or_else(|| unreachable!("the template {name} is below"))
         };
@@ -129,11 +128,7 @@ impl ObjectImpl for DitFilter {
         static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
             let mut specs = FilterSettings::pspecs();
             specs.push(
-                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-                    .nick("Statistics")
-                    .blurb("Frames in, restyled, repeated, passed and bypassed, chunks, errors, frames a second, milliseconds of each stage of the last chunk, frames waiting, what is given up")
-                    .read_only()
-                    .build(),
+                stats_pspec("Frames in, restyled, repeated, passed and bypassed, chunks, errors, frames a second, milliseconds of each stage of the last chunk, frames waiting, what is given up"),
             );
             specs
         });
@@ -185,11 +180,10 @@ impl PresetImpl for DitFilter {}
 impl ElementImpl for DitFilter {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
         static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
+            metadata(
                 "Diffusion transformer video filter",
                 "Filter/Effect/Video",
                 "Restyles video from a prompt with a latent diffusion transformer",
-                "The authors of gst-plugin-dit",
             )
         });
         Some(&METADATA)

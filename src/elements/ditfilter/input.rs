@@ -13,10 +13,10 @@ use crate::elements::report::When;
 use crate::error::Error;
 use crate::frames::{self, Reader};
 use crate::pipeline::{FolderInfo, RgbFrame};
-use crate::session::{Finished, RestyleJob, RestyledFrames, Words};
+use crate::session::{Finished, RestyleJob, RestyledFrames, Words, locked};
 
 use super::degrading::{Action, Degrading, Rung};
-use super::imp::{CAT, DitFilter, Running, locked};
+use super::imp::{CAT, DitFilter, Running};
 use super::queue::{ChunkNote, Entry, Gathered, Picture, Plan, Slot, State, Submitted, thinned};
 use super::settings::FilterSettings;
 use super::{DitLatePolicy, DitOnError};

@@ -12,9 +12,10 @@ use crate::elements::report::When;
 use crate::error::Error;
 use crate::frames::{self, Painter};
 use crate::pipeline::RgbFrame;
+use crate::session::locked;
 
 use super::DitLatePolicy;
-use super::imp::{CAT, DitFilter, locked};
+use super::imp::{CAT, DitFilter};
 use super::queue::{ChunkNote, Entry, Picture, Slot, State};
 use super::report::Shown;
 

@@ -316,20 +316,14 @@ impl FilterSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::elements::settings::tests::check_table;
     use std::path::Path;
 
     #[test]
     fn every_property_has_a_value_like_its_default() {
         gst::init().unwrap();
         let settings = FilterSettings::default();
-        for spec in FilterSettings::pspecs() {
-            let value = settings.get(spec.name()).unwrap();
-            assert!(value.type_().is_a(spec.value_type()), "{}", spec.name());
-            let mut changed = settings.clone();
-            assert!(changed.set(spec.name(), spec.default_value()).is_some());
-            assert_eq!(changed, settings, "{}", spec.name());
-            assert!(spec.blurb().is_some_and(|blurb| blurb.len() > 20));
-        }
+        check_table(&settings, &FilterSettings::pspecs(), FilterSettings::get, FilterSettings::set);
     }
 
     #[test]

@@ -14,12 +14,12 @@ use gst::subclass::prelude::*;
 use gst_base::subclass::prelude::*;
 use gst_video::subclass::AggregateFramesToken;
 
-use super::imp::{CAT, DitMixer, locked};
+use super::imp::{CAT, DitMixer};
 use super::mixing::{Place, Transition};
 use super::{DitMixMode, DitMixerPad};
 use crate::elements::report::When;
 use crate::pipeline::{FolderInfo, MixControls, RgbFrame};
-use crate::session::MixJob;
+use crate::session::{MixJob, locked};
 
 /// Running time of what waits: beyond any stream, and far from where times overflow.
 const FAR: gst::ClockTime = gst::ClockTime::from_nseconds(1 << 61);

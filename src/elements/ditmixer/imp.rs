@@ -9,7 +9,7 @@
 //! query, a property's change or a wait.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use gst::glib;
 use gst::prelude::*;
@@ -26,9 +26,11 @@ use super::queue::Flow;
 use super::slot::Slot;
 use super::{DitMixMode, DitMixerPad};
 use crate::elements::loading::{self, Progress};
+use crate::elements::metadata;
+use crate::elements::report::FirstError;
 use crate::frames::{Painter, Reader};
 use crate::pipeline::RgbFrame;
-use crate::session::{MixFeed, Model};
+use crate::session::{MixFeed, Model, locked};
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
@@ -86,13 +88,7 @@ pub struct DitMixer {
     /// There has been a frame since the start.
     begun: AtomicBool,
     flushing: AtomicBool,
-    /// An error was posted; what follows from it is not posted again.
-    failed: AtomicBool,
-}
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under the lock has already been reported; the data behind it is plain.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    first_error: FirstError,
 }
 
 #[glib::object_subclass]
@@ -167,11 +163,10 @@ impl GstObjectImpl for DitMixer {}
 impl ElementImpl for DitMixer {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
         static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
+            metadata(
                 "Diffusion transformer video mixer",
                 "Filter/Editor/Video/Compositor",
                 "Interpolates between video streams with a latent diffusion transformer",
-                "The authors of gst-plugin-dit",
             )
         });
         Some(&METADATA)
@@ -203,7 +198,7 @@ impl ElementImpl for DitMixer {
         transition: gst::StateChange,
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
         match transition {
-            gst::StateChange::ReadyToPaused => self.failed.store(false, Ordering::SeqCst),
+            gst::StateChange::ReadyToPaused => self.first_error.forget(),
             gst::StateChange::PausedToReady => self.cancel(),
             _ => (),
         }
@@ -216,7 +211,7 @@ impl ElementImpl for DitMixer {
     }
 
     fn post_message(&self, message: gst::Message) -> bool {
-        if message.type_() == gst::MessageType::Error && self.failed.swap(true, Ordering::SeqCst) {
+        if self.first_error.precedes(&message) {
             gst::debug!(CAT, imp = self, "not posting a consequence: {message:?}");
             return true;
         }

@@ -11,8 +11,9 @@ use gst_base::subclass::prelude::*;
 use gst_video::prelude::*;
 use gst_video::subclass::{AggregateFramesToken, prelude::*};
 
+use super::imp::CAT;
 use super::picture::{DitSizing, Fit, Scaler};
-use crate::elements::ditmixer::imp::{CAT, locked};
+use crate::session::locked;
 
 /// Most that one stream can outweigh another.
 const MAX_WEIGHT: f64 = 100.0;

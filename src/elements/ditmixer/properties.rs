@@ -5,6 +5,7 @@ use gst::prelude::*;
 
 use super::mixing::DitEasing;
 use super::{DitMissing, DitMixMode};
+use crate::elements::report::stats_pspec;
 use crate::elements::settings::Settings;
 
 /// Values of the properties.
@@ -46,7 +47,7 @@ const NEVER: u64 = u64::MAX;
 const OWN: u64 = u64::MAX;
 
 impl Properties {
-    /// Takes a value; None for one of another type.
+    /// Takes a value; None for one of another type and for other names.
     pub fn set(&mut self, name: &str, value: &glib::Value) -> Option<()> {
         let time = |none: u64| value.get::<u64>().ok().map(|time| (time != none).then_some(time));
         match name {
@@ -58,9 +59,7 @@ impl Properties {
             "transition-duration" => self.transition_duration = value.get().ok()?,
             "transition-easing" => self.easing = value.get().ok()?,
             "transition-at" => self.transition_at = time(NEVER)?,
-            name => {
-                self.common.set(name, value);
-            }
+            name => return self.common.set(name, value).map(|_| ()),
         }
         Some(())
     }
@@ -126,11 +125,7 @@ fn mix_pspecs(default: &Properties) -> Vec<glib::ParamSpec> {
             .default_value(default.processing_latency.unwrap_or(OWN))
             .mutable_ready()
             .build(),
-        glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-            .nick("Statistics")
-            .blurb("Frames out, and those of them that are crossfades because the model was too late")
-            .read_only()
-            .build(),
+        stats_pspec("Frames out, and those of them that are crossfades because the model was too late"),
     ]
 }
 
@@ -159,18 +154,13 @@ fn transition_pspecs(default: &Properties) -> Vec<glib::ParamSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::elements::settings::tests::check_table;
 
     #[test]
     fn every_property_has_a_value_like_its_default() {
         gst::init().unwrap();
-        let properties = Properties::default();
-        for spec in pspecs().into_iter().filter(|spec| spec.name() != "stats") {
-            let value = properties.get(spec.name()).unwrap();
-            assert!(value.type_().is_a(spec.value_type()), "{}", spec.name());
-            let mut changed = properties.clone();
-            changed.set(spec.name(), spec.default_value()).unwrap();
-            assert_eq!(changed, properties, "{}", spec.name());
-            assert!(spec.blurb().is_some_and(|blurb| blurb.len() > 20));
-        }
+        let mut specs = pspecs();
+        specs.retain(|spec| spec.name() != "stats");
+        check_table(&Properties::default(), &specs, Properties::get, Properties::set);
     }
 }

@@ -15,7 +15,7 @@ use gst_base::subclass::prelude::*;
 
 use super::DitMixMode;
 use super::bridge::{Bridge, Tail, sides};
-use super::imp::{CAT, DitMixer, locked};
+use super::imp::{CAT, DitMixer};
 use super::picture::lay_over;
 use super::report::Reporter;
 use super::run::{Chunk, Moment, Run};
@@ -24,7 +24,7 @@ use crate::elements::loading;
 use crate::error::Error;
 use crate::frames::{self, Painter, Reader};
 use crate::pipeline::{MixControls, MixFrame, RgbFrame};
-use crate::session::{Ladder, MixFeed, MixJob, MixStop, MixedFrames};
+use crate::session::{Ladder, MixFeed, MixJob, MixStop, MixedFrames, locked};
 
 /// A share of the way from either end on which the stream itself shines through the mix, so that nothing jumps.
 const ENDS: f64 = 0.12;

@@ -9,7 +9,7 @@ use gst_base::prelude::*;
 use gst_video::prelude::*;
 use gst_video::subclass::AggregateFramesToken;
 
-use super::imp::{CAT, DitMixer, locked};
+use super::imp::{CAT, DitMixer};
 use super::mixing::{Place, Transition};
 use super::picture::compose;
 use super::report;
@@ -18,6 +18,7 @@ use crate::elements::report::When;
 use crate::error::Result;
 use crate::frames::Painter;
 use crate::pipeline::RgbFrame;
+use crate::session::locked;
 
 /// What is known of an output frame before it goes out.
 pub(super) struct Slot {

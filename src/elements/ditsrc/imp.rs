@@ -8,7 +8,7 @@
 //! 1.24 on throw a filled buffer away when a live source is paused, and it is then made again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use gst::glib;
 use gst::prelude::*;
@@ -21,12 +21,13 @@ use super::negotiation::{fixate_size, state_colours};
 use super::report::{Reporter, stats_structure, tags};
 use super::timeline::{Slot, Timeline};
 use crate::elements::loading::{self, Progress};
-use crate::elements::report::When;
+use crate::elements::metadata;
+use crate::elements::report::{FirstError, When, stats_pspec};
 use crate::elements::settings::{Effect, Settings};
 use crate::error::Error;
 use crate::frames::{self, Painter};
 use crate::pipeline::FolderInfo;
-use crate::session::{ChunkInfo, Model, Picked, Session, Stats, Stop};
+use crate::session::{ChunkInfo, Model, Picked, Session, Stats, Stop, locked};
 
 pub(super) static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new(
@@ -86,13 +87,7 @@ pub struct DitSrc {
     model: Mutex<Option<Arc<Model>>>,
     pub(super) state: Mutex<State>,
     painter: Mutex<Option<Painter>>,
-    /// An error was posted; what follows from it is not posted again.
-    pub(super) failed: AtomicBool,
-}
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under the lock has already been reported; the data behind it is plain.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) first_error: FirstError,
 }
 
 #[glib::object_subclass]
@@ -115,11 +110,7 @@ impl ObjectImpl for DitSrc {
                     .build(),
             );
             specs.push(
-                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
-                    .nick("Statistics")
-                    .blurb("Frames, chunks, frames a second, milliseconds of each stage of the last chunk, frames queued and repeated, milliseconds to the first frame")
-                    .read_only()
-                    .build(),
+                stats_pspec("Frames, chunks, frames a second, milliseconds of each stage of the last chunk, frames queued and repeated, milliseconds to the first frame"),
             );
             specs
         });
@@ -183,11 +174,10 @@ impl GstObjectImpl for DitSrc {}
 impl ElementImpl for DitSrc {
     fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
         static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
-            gst::subclass::ElementMetadata::new(
+            metadata(
                 "Diffusion transformer video source",
                 "Source/Video",
                 "Generates endless video from a prompt with a latent diffusion transformer",
-                "The authors of gst-plugin-dit",
             )
         });
         Some(&METADATA)
@@ -209,7 +199,7 @@ impl ElementImpl for DitSrc {
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
         match transition {
             gst::StateChange::ReadyToPaused => {
-                self.failed.store(false, Ordering::SeqCst);
+                self.first_error.forget();
                 self.obj().set_live(locked(&self.settings).is_live);
             }
             // The base class finds its offset to the clock anew.
@@ -226,7 +216,7 @@ impl ElementImpl for DitSrc {
     }
 
     fn post_message(&self, message: gst::Message) -> bool {
-        if message.type_() == gst::MessageType::Error && self.failed.swap(true, Ordering::SeqCst) {
+        if self.first_error.precedes(&message) {
             gst::debug!(CAT, imp = self, "not posting a consequence: {message:?}");
             return true;
         }

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MPL-2.0
 //! From caps, seeks and queries to what the session is asked to generate.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gst::prelude::*;
 use gst::subclass::prelude::*;
 use gst_base::prelude::*;
 
-use super::imp::{CAT, DitSrc, SIZES, locked};
+use super::imp::{CAT, DitSrc, SIZES};
 use super::timeline::{Rate, Timeline};
 use crate::error::Error;
 use crate::frames;
 use crate::pipeline::{self, FolderInfo, NoiseKind};
-use crate::session::Session;
+use crate::session::{Session, locked};
 
 impl DitSrc {
     pub(super) fn native_rate(info: &FolderInfo) -> Option<Rate> {
@@ -104,7 +103,7 @@ impl DitSrc {
             })
         };
         let (Some(running), Some(target)) = (self.running(), target) else { return };
-        self.failed.store(false, Ordering::SeqCst);
+        self.first_error.forget();
         if target < running.session.position().0 || running.session.failure().is_some() {
             gst::debug!(CAT, imp = self, "seek to frame {target}: generating from the start");
             running.session.restart(0);
