@@ -178,10 +178,8 @@ fn run(pipeline: &gst::Pipeline, seen: &Mutex<Seen>, seconds: u64) -> Result<Vec
 
 /// Memory of this process in MiB.
 fn resident() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
-    let kilobytes: u64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
-    Ok(kilobytes >> 10)
+    let bytes = gstdit::torch::system_bytes("/proc/self/status", "VmRSS:");
+    Ok(bytes.context("VmRSS")? >> 20)
 }
 
 fn report(seen: &Seen, memory: &[u64]) -> Result<()> {

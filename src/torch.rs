@@ -41,6 +41,9 @@ pub fn kind_bytes(kind: Kind) -> u64 {
     kind.elt_size_in_bytes() as u64
 }
 
+/// The version of libtorch that this is written for.
+pub const LIBTORCH: &str = "2.11.0";
+
 /// Whether CUDA could be opened, or why not.
 static CUDA: OnceLock<std::result::Result<(), String>> = OnceLock::new();
 
@@ -69,8 +72,9 @@ fn open_cuda() -> std::result::Result<(), String> {
     let mut candidates = Vec::new();
     if let Some(folder) = loaded_library_folder("libtorch_cpu.so") {
         if let Some(cache) = folder.parent().and_then(Path::parent) {
-            candidates.push(cache.join("libtorch-2.11.0-cuda/torch/lib").join(LIBRARY));
-            candidates.push(cache.join("libtorch-2.11.0-cuda/lib").join(LIBRARY));
+            let cuda = cache.join(format!("libtorch-{LIBTORCH}-cuda"));
+            candidates.push(cuda.join("torch/lib").join(LIBRARY));
+            candidates.push(cuda.join("lib").join(LIBRARY));
         }
         candidates.insert(0, folder.join(LIBRARY));
     }
@@ -157,9 +161,7 @@ pub fn available_memory(device: Device) -> Option<u64> {
 }
 
 fn cpu_available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let host = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024;
+    let host = system_bytes("/proc/meminfo", "MemAvailable:")?;
     Some(cgroup_headroom().map_or(host, |limit| limit.min(host)))
 }
 
@@ -188,18 +190,36 @@ fn cuda_free_memory(index: usize) -> Option<u64> {
 
 /// Peak resident memory of this process in bytes, if the system says.
 pub fn peak_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+    system_bytes("/proc/self/status", "VmHWM:")
+}
+
+/// What the first line that begins with `key` says in a file of the system as `/proc/meminfo` is one.
+pub fn system_value(path: impl AsRef<Path>, key: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(value.trim_start_matches([' ', '\t', ':']).trim_end().to_owned())
+}
+
+/// Such a value in kB, as bytes.
+pub fn system_bytes(path: &str, key: &str) -> Option<u64> {
+    let value = system_value(path, key)?;
+    Some(value.trim_end_matches("kB").trim_end().parse::<u64>().ok()? * 1024)
+}
+
+/// The name of the processor, if the system says.
+pub fn processor() -> Option<String> {
+    system_value("/proc/cpuinfo", "model name")
+}
+
+/// How many threads can run at once; 0 if the system does not say.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(0, usize::from)
 }
 
 /// The machine in words: processor, cores, and the GPU's name where a device is one.
 pub fn machine(device: Device) -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name"));
-    let name = name.map_or("unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let machine = format!("{name}, {cores} cores");
+    let name = processor().unwrap_or_else(|| "unknown processor".into());
+    let machine = format!("{name}, {} cores", cores());
     match device {
         Device::Cuda(index) => format!("{machine}, {}", gpu_name(index)),
         _ => machine,
@@ -211,11 +231,8 @@ fn gpu_name(index: usize) -> String {
     let folders = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
     let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
     folders.sort_unstable();
-    let text =
-        folders.get(index).and_then(|at| std::fs::read_to_string(at.join("information")).ok());
-    let model =
-        text.as_deref().and_then(|text| text.lines().find_map(|l| l.strip_prefix("Model:")));
-    model.map_or_else(|| format!("cuda:{index}"), |model| model.trim().to_owned())
+    let model = folders.get(index).and_then(|at| system_value(at.join("information"), "Model:"));
+    model.unwrap_or_else(|| format!("cuda:{index}"))
 }
 
 /// Makes this thread, and the worker threads that libtorch starts from it, treat denormals as zero.

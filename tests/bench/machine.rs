@@ -3,24 +3,20 @@
 
 use std::process::Command;
 
+use gstdit::torch;
 use serde_json::{Value, json};
 
 /// Processor, memory, system and versions.
 pub fn describe() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let after = |path: &str, key: &str| {
-        let text = read(path);
-        let value = text.lines().find_map(|line| line.strip_prefix(key));
-        value.map(|value| value.trim_start_matches([' ', '\t', ':']).trim().to_owned())
-    };
     json!({
-        "cpu": after("/proc/cpuinfo", "model name"),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "memory": after("/proc/meminfo", "MemTotal:"),
+        "cpu": torch::processor(),
+        "cores": torch::cores(),
+        "memory": torch::system_value("/proc/meminfo", "MemTotal:"),
         "load": read("/proc/loadavg").split(' ').next(),
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
         "gstreamer": gst::version_string().as_str(),
-        "libtorch": "2.11.0",
+        "libtorch": torch::LIBTORCH,
     })
 }
 
@@ -40,5 +36,5 @@ pub fn commit() -> String {
 
 /// Most memory that this process has had in use.
 pub fn peak_mib() -> Option<f64> {
-    gstdit::torch::peak_memory().map(|bytes| bytes as f64 / f64::from(1 << 20))
+    torch::peak_memory().map(|bytes| bytes as f64 / f64::from(1 << 20))
 }
