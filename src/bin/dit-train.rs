@@ -87,6 +87,24 @@ struct VaeArgs {
     batch: i64,
 }
 
+impl VaeArgs {
+    fn run(self) -> Result<()> {
+        vae::train(&vae::VaeOptions {
+            device: self.common.prepare()?,
+            out: self.common.out,
+            steps: self.steps,
+            image_steps: self.image_steps,
+            learning_rate: self.learning_rate,
+            decay_steps: self.decay_steps,
+            kl_weight: self.kl_weight,
+            workers: self.workers,
+            seed: self.common.seed,
+            save_every: self.save_every,
+            batch: self.batch,
+        })
+    }
+}
+
 #[derive(Args)]
 struct DitArgs {
     #[command(flatten)]
@@ -118,6 +136,25 @@ struct DitArgs {
     save_every: u64,
 }
 
+impl DitArgs {
+    fn run(self) -> Result<()> {
+        dit::train(&dit::DitOptions {
+            device: self.common.prepare()?,
+            vae: self.vae,
+            out: self.common.out,
+            steps: self.steps,
+            image_steps: self.image_steps,
+            clip_share: self.clip_share,
+            learning_rate: self.learning_rate,
+            decay_steps: self.decay_steps,
+            batch_tokens: self.batch_tokens,
+            workers: self.workers,
+            seed: self.common.seed,
+            save_every: self.save_every,
+        })
+    }
+}
+
 #[derive(Args)]
 struct WorldArgs {
     /// Folder for `clip-NUMBER.y4m` and `clip-NUMBER.txt`.
@@ -138,6 +175,20 @@ struct WorldArgs {
     /// Words to put behind each caption.
     #[arg(long, default_value = "")]
     suffix: String,
+}
+
+impl WorldArgs {
+    fn run(self) -> Result<()> {
+        export::export(&export::ExportOptions {
+            out: self.out,
+            first: self.first,
+            clips: self.clips,
+            width: self.width,
+            height: self.height,
+            frames: self.frames,
+            suffix: self.suffix,
+        })
+    }
 }
 
 #[derive(Args)]
@@ -175,6 +226,28 @@ struct FinetuneArgs {
     sample: Vec<String>,
 }
 
+impl FinetuneArgs {
+    fn run(self) -> Result<()> {
+        finetune::train(&finetune::FinetuneOptions {
+            device: self.common.prepare()?,
+            model: self.model,
+            data: self.data,
+            out: self.common.out,
+            method: match self.full {
+                true => finetune::Method::Full,
+                false => finetune::Method::Lora { rank: self.rank },
+            },
+            steps: self.steps,
+            learning_rate: self.learning_rate,
+            batch_tokens: self.batch_tokens,
+            workers: self.workers,
+            save_every: self.save_every,
+            samples: self.sample,
+            seed: self.common.seed,
+        })
+    }
+}
+
 #[derive(Args)]
 struct EvalArgs {
     #[command(flatten)]
@@ -202,6 +275,25 @@ struct EvalArgs {
     guidance_scale: Option<f64>,
 }
 
+impl EvalArgs {
+    fn run(self) -> Result<()> {
+        eval::evaluate(&eval::EvalOptions {
+            device: self.common.prepare()?,
+            out: self.common.out,
+            models: self.model,
+            prompts: self.prompts,
+            reconstructions: self.reconstructions,
+            long_prompts: self.long_prompts,
+            long_seconds: self.long_seconds,
+            sampling: Sampling {
+                num_inference_steps: self.steps,
+                guidance_scale: self.guidance_scale,
+            },
+            seed: self.common.seed,
+        })
+    }
+}
+
 #[derive(Args)]
 struct PlotScalingArgs {
     /// An `eval.json`; give it again for several.
@@ -215,79 +307,23 @@ struct PlotScalingArgs {
     out: PathBuf,
 }
 
+impl PlotScalingArgs {
+    fn run(self) -> Result<()> {
+        scaling::plot(&scaling::ScalingOptions {
+            results: self.result,
+            compute: self.compute,
+            out: self.out,
+        })
+    }
+}
+
 fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Vae(args) => vae::train(&vae::VaeOptions {
-            device: args.common.prepare()?,
-            out: args.common.out,
-            steps: args.steps,
-            image_steps: args.image_steps,
-            learning_rate: args.learning_rate,
-            decay_steps: args.decay_steps,
-            kl_weight: args.kl_weight,
-            workers: args.workers,
-            seed: args.common.seed,
-            save_every: args.save_every,
-            batch: args.batch,
-        }),
-        Command::Eval(args) => eval::evaluate(&eval::EvalOptions {
-            device: args.common.prepare()?,
-            out: args.common.out,
-            models: args.model,
-            prompts: args.prompts,
-            reconstructions: args.reconstructions,
-            long_prompts: args.long_prompts,
-            long_seconds: args.long_seconds,
-            sampling: Sampling {
-                num_inference_steps: args.steps,
-                guidance_scale: args.guidance_scale,
-            },
-            seed: args.common.seed,
-        }),
-        Command::World(args) => export::export(&export::ExportOptions {
-            out: args.out,
-            first: args.first,
-            clips: args.clips,
-            width: args.width,
-            height: args.height,
-            frames: args.frames,
-            suffix: args.suffix,
-        }),
-        Command::Finetune(args) => finetune::train(&finetune::FinetuneOptions {
-            device: args.common.prepare()?,
-            model: args.model,
-            data: args.data,
-            out: args.common.out,
-            method: match args.full {
-                true => finetune::Method::Full,
-                false => finetune::Method::Lora { rank: args.rank },
-            },
-            steps: args.steps,
-            learning_rate: args.learning_rate,
-            batch_tokens: args.batch_tokens,
-            workers: args.workers,
-            save_every: args.save_every,
-            samples: args.sample,
-            seed: args.common.seed,
-        }),
-        Command::PlotScaling(args) => scaling::plot(&scaling::ScalingOptions {
-            results: args.result,
-            compute: args.compute,
-            out: args.out,
-        }),
-        Command::Dit(args) => dit::train(&dit::DitOptions {
-            device: args.common.prepare()?,
-            vae: args.vae,
-            out: args.common.out,
-            steps: args.steps,
-            image_steps: args.image_steps,
-            clip_share: args.clip_share,
-            learning_rate: args.learning_rate,
-            decay_steps: args.decay_steps,
-            batch_tokens: args.batch_tokens,
-            workers: args.workers,
-            seed: args.common.seed,
-            save_every: args.save_every,
-        }),
+        Command::Vae(args) => args.run(),
+        Command::Dit(args) => args.run(),
+        Command::World(args) => args.run(),
+        Command::Finetune(args) => args.run(),
+        Command::Eval(args) => args.run(),
+        Command::PlotScaling(args) => args.run(),
     }
 }

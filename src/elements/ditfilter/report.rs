@@ -64,25 +64,7 @@ impl Reporter {
         when: &When,
         (counters, info): (&mut Counters, Option<&FolderInfo>),
     ) -> Vec<gst::Message> {
-        let action = match shown {
-            Shown::Restyled(note) => {
-                counters.restyled += 1;
-                (self.level, self.steps) = (note.level, note.steps);
-                note.action
-            }
-            Shown::Repeated => {
-                counters.repeated += 1;
-                Action::RepeatFrame
-            }
-            Shown::Passed => {
-                counters.passed += 1;
-                Action::PassThrough
-            }
-            Shown::Bypassed => {
-                counters.bypassed += 1;
-                Action::None
-            }
-        };
+        let action = self.count(shown, counters);
         let mut messages = Vec::new();
         let mut post = |structure| {
             messages.push(gst::message::Element::builder(structure).src(element).build());
@@ -117,6 +99,29 @@ impl Reporter {
             ));
         }
         messages
+    }
+
+    /// Counts a frame; what was given up for it.
+    fn count(&mut self, shown: &Shown<'_>, counters: &mut Counters) -> Action {
+        match shown {
+            Shown::Restyled(note) => {
+                counters.restyled += 1;
+                (self.level, self.steps) = (note.level, note.steps);
+                note.action
+            }
+            Shown::Repeated => {
+                counters.repeated += 1;
+                Action::RepeatFrame
+            }
+            Shown::Passed => {
+                counters.passed += 1;
+                Action::PassThrough
+            }
+            Shown::Bypassed => {
+                counters.bypassed += 1;
+                Action::None
+            }
+        }
     }
 
     fn degraded(&self, counters: &Counters, when: &When) -> gst::Structure {
