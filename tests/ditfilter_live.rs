@@ -52,7 +52,7 @@ fn a_pipeline_has_the_latency_of_chunk_and_work() {
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), 1);
     let rig = live(&model, "chunk-frames=4 late-policy=wait", 10);
-    rig.play();
+    rig.start();
     wait_buffers(&rig, 3);
     let mut query = gst::query::Latency::new();
     assert!(rig.filter.query(&mut query));
@@ -70,7 +70,7 @@ fn a_hopeless_stream_gives_up_in_order_and_comes_back() {
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), HOPELESS);
     let rig = live(&model, "chunk-frames=4 strength=1 latency-budget=200000000", 20);
-    rig.play();
+    rig.start();
     // Pictures pass while the model loads and when the first job is not there in time; nothing stalls.
     rig.wait_action("pass-through");
     wait_buffers(&rig, 20);
@@ -94,7 +94,7 @@ fn late_pictures_pass_or_wait_as_asked() {
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), HOPELESS);
     let rig = live(&model, "chunk-frames=4 late-policy=passthrough latency-budget=100000000", 20);
-    rig.play();
+    rig.start();
     rig.wait_loaded();
     wait_buffers(&rig, 20);
     assert_eq!(rig.stat("repeated"), 0);
@@ -108,7 +108,7 @@ fn a_late_chunk_shows_the_last_picture_again() {
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), 1);
     let rig = live(&model, "chunk-frames=4 late-policy=repeat latency-budget=1000000000", 10);
-    rig.play();
+    rig.start();
     rig.wait_loaded();
     // From here on the model works on one chunk for ever.
     let restyled = |rig: &Rig| rig.stat("restyled") > 0;
@@ -139,7 +139,7 @@ fn sound_and_pictures_stay_together() {
          ! fakesink name=sound sync=true",
         model.display()
     ));
-    rig.play();
+    rig.start();
     wait_buffers(&rig, 10);
     // Both sinks delay their streams by the latency of the whole pipeline, and times are not touched.
     let latency = |name: &str| {

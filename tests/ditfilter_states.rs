@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use filter::{CAPS, EIGHT, FRAME, Rig, buffer, model, picture};
 use gst::prelude::*;
 use gst_check::Harness;
+use support::checks::{kept_inspection, nothing_left_behind};
 use support::{TINY, copied_folder, init};
 use tempfile::TempDir;
 
@@ -154,9 +155,9 @@ fn refusal(caps: &str) -> String {
     let parent = tempfile::tempdir().unwrap();
     let folder = model(parent.path(), 1);
     let rig = Rig::new(&folder, EIGHT, caps);
-    rig.play();
+    rig.start();
     rig.push_numbers(0..1);
-    rig.finish().unwrap_err()
+    rig.outcome().unwrap_err()
 }
 
 #[test]
@@ -175,13 +176,13 @@ fn what_cannot_be_loaded_is_one_error() {
     let parent = tempfile::tempdir().unwrap();
     let missing = Rig::new(&parent.path().join("missing"), EIGHT, CAPS);
     assert!(missing.pipeline.set_state(gst::State::Playing).is_err());
-    assert!(missing.finish().unwrap_err().contains("model_index.json"));
+    assert!(missing.outcome().unwrap_err().contains("model_index.json"));
     let folder = copied_folder(parent.path(), TINY);
     std::fs::write(folder.join("tokenizer/tokenizer.json"), "garbage").unwrap();
     let damaged = Rig::new(&folder, EIGHT, CAPS);
-    damaged.play();
+    damaged.start();
     let _ = damaged.push(buffer(0));
-    assert!(damaged.finish().unwrap_err().contains("tokenizer"));
+    assert!(damaged.outcome().unwrap_err().contains("tokenizer"));
 }
 
 /// A processing size that no memory has room for, or None on a machine where it has.
@@ -199,7 +200,7 @@ fn an_error_on_the_way_passes_pictures_and_warns_once() {
     let folder = model(parent.path(), 1);
     let Some(width) = impossible(&folder) else { return };
     let rig = Rig::new(&folder, &format!("{EIGHT} on-error=passthrough"), CAPS);
-    rig.play();
+    rig.start();
     let filter = rig.filter.clone();
     rig.filter.static_pad("sink").unwrap().add_probe(gst::PadProbeType::BUFFER, move |_, info| {
         let number = info.buffer().unwrap().offset();
@@ -208,7 +209,7 @@ fn an_error_on_the_way_passes_pictures_and_warns_once() {
     });
     rig.push_numbers(0..60);
     rig.end();
-    rig.finish().unwrap();
+    rig.outcome().unwrap();
     let frames = rig.frames();
     let changed = |number: usize| frames[number].data != picture(number as u64);
     assert_eq!(frames.len(), 60);
@@ -227,9 +228,9 @@ fn an_error_on_the_way_can_end_the_stream() {
     let Some(width) = impossible(&folder) else { return };
     let properties = format!("{EIGHT} on-error=error processing-width={width}");
     let rig = Rig::new(&folder, &properties, CAPS);
-    rig.play();
+    rig.start();
     let _ = rig.push(buffer(0));
-    assert!(rig.finish().unwrap_err().contains("not enough memory"));
+    assert!(rig.outcome().unwrap_err().contains("not enough memory"));
 }
 
 #[test]
@@ -268,47 +269,15 @@ fn properties_say_when_they_may_change() {
     }
 }
 
-/// The inspection that is kept in the tree lists every property of the element.
 #[test]
 fn the_kept_inspection_is_up_to_date() {
     let _serial = init();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/inspect/ditfilter.txt");
-    let text = std::fs::read_to_string(path).unwrap();
-    let element = gst::ElementFactory::make("ditfilter").build().unwrap();
-    for spec in element.list_properties() {
-        let (name, blurb) = (spec.name(), spec.blurb().unwrap_or_default());
-        let line = text.lines().find(|line| line.trim_start().starts_with(&format!("{name} ")));
-        let line = line.unwrap_or_else(|| panic!("{name} is missing: run script/inspect"));
-        assert!(line.contains(blurb), "{name}: run script/inspect");
-    }
+    kept_inspection("ditfilter");
 }
-
-const CHILD: &str = "GST_DIT_FILTER_LEAK_CHILD";
 
 #[test]
 fn cycles_leave_nothing_behind() {
-    if std::env::var_os(CHILD).is_some() {
-        cycle();
-        return;
-    }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "cycles_leave_nothing_behind", "--nocapture", "--test-threads=1"])
-        .env(CHILD, "1")
-        .env("GST_TRACERS", "leaks(check-refs=true)")
-        .env("GST_DEBUG", "GST_TRACER:7")
-        .env("GST_DEBUG_NO_COLOR", "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("object-alive.class"), "the tracer did not run: {text}");
-    // The other two lines with the name say what its records look like.
-    let leaks: Vec<&str> = text
-        .lines()
-        .filter(|line| line.contains("object-alive, type-name="))
-        .filter(|line| !line.contains("new format string"))
-        .collect();
-    assert!(leaks.is_empty(), "{}", leaks.join("\n"));
+    nothing_left_behind("cycles_leave_nothing_behind", cycle);
 }
 
 fn cycle() {
@@ -317,19 +286,16 @@ fn cycle() {
     let folder = model(parent.path(), 1);
     for round in 0..100 {
         let rig = Rig::new(&folder, EIGHT, CAPS);
-        rig.play();
+        rig.start();
         rig.push_numbers(0..10);
         if round % 10 == 0 {
             rig.end();
-            rig.finish().unwrap();
+            rig.outcome().unwrap();
         }
         if round % 3 == 0 {
             rig.pipeline.set_state(gst::State::Ready).unwrap();
-            rig.play();
+            rig.start();
         }
         drop(rig);
     }
-    assert_eq!(gstdit::session::loaded_models(), 0);
-    // SAFETY: the last use of GStreamer in this process; it makes the tracer report.
-    unsafe { gst::deinit() };
 }

@@ -60,8 +60,8 @@ fn timestamps_stay_exact_at_broadcast_rates() {
             sender.send((buffer.pts(), buffer.duration())).unwrap();
             gst::PadProbeReturn::Ok
         });
-        rig.play();
-        rig.finish().unwrap();
+        rig.start();
+        rig.outcome().unwrap();
         let sent: Vec<_> = sent.try_iter().collect();
         let came: Vec<_> = rig.buffers().iter().map(|it| (it.pts(), it.duration())).collect();
         assert_eq!((sent.len(), &came), (11, &sent), "{rate}");
@@ -85,8 +85,8 @@ fn every_format_and_odd_sizes_keep_their_caps() {
              ! ditfilter name=filter model-path={} device=cpu {EIGHT} ! {caps} ! fakesink name=sink sync=false",
             model.display()
         ));
-        rig.play();
-        rig.finish().unwrap();
+        rig.start();
+        rig.outcome().unwrap();
         assert_eq!(rig.buffers().len(), 2, "{caps}");
         assert_eq!(rig.stat("restyled"), 2, "{caps}");
     }
@@ -98,7 +98,7 @@ fn flags_and_metas_survive() {
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), 1);
     let rig = Rig::new(&model, EIGHT, CAPS);
-    rig.play();
+    rig.start();
     let reference: gst::Caps = "timestamp/x-test".parse().unwrap();
     for number in 0..3 {
         let mut buffer = buffer(number);
@@ -110,7 +110,7 @@ fn flags_and_metas_survive() {
         assert_eq!(rig.push(buffer), gst::FlowReturn::Ok);
     }
     rig.end();
-    rig.finish().unwrap();
+    rig.outcome().unwrap();
     for (number, buffer) in rig.buffers().iter().enumerate() {
         assert!(buffer.flags().contains(gst::BufferFlags::MARKER));
         let meta = buffer.meta::<gst::ReferenceTimestampMeta>().unwrap();
@@ -130,13 +130,13 @@ fn new_caps_come_behind_the_frames_of_the_old() {
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), 1);
     let rig = Rig::new(&model, EIGHT, CAPS);
-    rig.play();
+    rig.start();
     rig.push_numbers(0..7);
     let other = "video/x-raw,format=RGB,width=32,height=64,framerate=50/1";
     rig.source.set_property("caps", other.parse::<gst::Caps>().unwrap());
     rig.push_numbers(7..10);
     rig.end();
-    rig.finish().unwrap();
+    rig.outcome().unwrap();
     let mut seen = Vec::new();
     let mut width = 0;
     for arrival in rig.arrivals() {
@@ -171,7 +171,7 @@ fn bypass_switches_at_a_frame() {
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), 1);
     let rig = Rig::new(&model, EIGHT, CAPS);
-    rig.play();
+    rig.start();
     // The property is read when a frame comes in.
     let filter = rig.filter.clone();
     rig.filter.static_pad("sink").unwrap().add_probe(gst::PadProbeType::BUFFER, move |_, info| {
@@ -181,7 +181,7 @@ fn bypass_switches_at_a_frame() {
     });
     rig.push_numbers(0..16);
     rig.end();
-    rig.finish().unwrap();
+    rig.outcome().unwrap();
     let changed: Vec<bool> = rig
         .frames()
         .iter()
@@ -199,7 +199,7 @@ fn a_changed_prompt_is_acknowledged_with_its_first_frame() {
     let model = model(parent.path(), 1);
     let run = |transition: &str| {
         let rig = Rig::new(&model, &format!("{EIGHT} {transition}"), CAPS);
-        rig.play();
+        rig.start();
         let filter = rig.filter.clone();
         rig.filter.static_pad("sink").unwrap().add_probe(
             gst::PadProbeType::BUFFER,
@@ -212,7 +212,7 @@ fn a_changed_prompt_is_acknowledged_with_its_first_frame() {
         );
         rig.push_numbers(0..29);
         rig.end();
-        rig.finish().unwrap();
+        rig.outcome().unwrap();
         let applied = rig.structures("dit-controls-applied");
         assert_eq!(applied.len(), 1);
         assert_eq!(applied[0].get::<&str>("prompt"), Ok("the sea"));
@@ -243,10 +243,10 @@ fn strength_follows_a_controller() {
     values.set(gst::ClockTime::from_nseconds(6 * FRAME), 1.0);
     let binding = gst_controller::DirectControlBinding::new(&rig.filter, "strength", &source);
     rig.filter.add_control_binding(&binding).unwrap();
-    rig.play();
+    rig.start();
     rig.push_numbers(0..12);
     rig.end();
-    rig.finish().unwrap();
+    rig.outcome().unwrap();
     let frames = rig.frames();
     for (number, frame) in frames.iter().enumerate() {
         assert_eq!(frame.data == picture(number as u64), number < 6, "frame {number}");
@@ -259,7 +259,7 @@ fn still_pictures_cost_nothing_and_do_not_flicker() {
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), 2);
     let rig = Rig::new(&model, "threads=1 chunk-frames=8 strength=0.5", CAPS);
-    rig.play();
+    rig.start();
     for number in 0..29 {
         let mut buffer = gst::Buffer::from_slice(picture(0));
         let writable = buffer.get_mut().unwrap();
@@ -268,7 +268,7 @@ fn still_pictures_cost_nothing_and_do_not_flicker() {
         assert_eq!(rig.push(buffer), gst::FlowReturn::Ok);
     }
     rig.end();
-    rig.finish().unwrap();
+    rig.outcome().unwrap();
     let frames = rig.frames();
     assert_eq!((frames.len(), rig.stat("still-chunks")), (29, 3));
     assert!(frames[5..].iter().all(|frame| frame.data == frames[4].data));

@@ -6,16 +6,12 @@ mod mixer;
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use gst::prelude::*;
-use mixer::{MixRig, Output, picture, rgb};
+use mixer::{MixRig, Output, RATE, SIZE, STEP, a, b, on_time, picture, rgb};
+use support::checks::nothing_left_behind;
 use support::{Native, TINY, folder_with, init};
-
-const SIZE: (usize, usize) = (64, 32);
-const RATE: (u64, u64) = (25, 1);
-const ANY: &str = "video/x-raw";
-/// Of a frame, in nanoseconds.
-const STEP: u64 = 40_000_000;
 
 struct Model {
     _parent: tempfile::TempDir,
@@ -32,38 +28,16 @@ fn properties(folder: &Path, more: &str) -> String {
     format!("model-path={} device=cpu {more}", folder.display())
 }
 
-fn a(frame: u64) -> Vec<u8> {
-    picture(10, frame, SIZE)
-}
-
-fn b(frame: u64) -> Vec<u8> {
-    picture(200, frame, SIZE)
-}
-
 fn rig(model: &Model, more: &str) -> MixRig {
-    let caps = rgb(SIZE, RATE);
-    MixRig::new(&properties(&model.folder, more), &[&caps, &caps], ANY)
-}
-
-fn push(rig: &MixRig, frames: std::ops::Range<u64>) {
-    rig.inputs[0].push_frames(frames.clone(), RATE, a);
-    rig.inputs[1].push_frames(frames, RATE, b);
+    MixRig::pair(&properties(&model.folder, more))
 }
 
 /// Two streams of `frames` frames through a mixer with these properties.
 fn mixed(model: &Model, more: &str, frames: u64) -> Vec<Output> {
     let rig = rig(model, more);
     rig.start();
-    push(&rig, 0..frames);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    rig.take()
-}
-
-#[track_caller]
-fn on_time(outputs: &[Output]) {
-    for (index, output) in outputs.iter().enumerate() {
-        assert_eq!((output.pts, output.duration), (index as u64 * STEP, STEP), "frame {index}");
-    }
+    rig.push(0..frames);
+    rig.finish()
 }
 
 const SWEEP: &str = "transition-at=80000000 transition-duration=400000000 transition-easing=linear";
@@ -82,7 +56,7 @@ fn both_ends_are_exactly_the_streams_and_the_middle_is_neither() {
     let crossfade = mixed(&model, &format!("mode=crossfade {SWEEP}"), 30);
     let outputs = mixed(&model, SWEEP, 30);
     assert_eq!(outputs.len(), 30);
-    on_time(&outputs);
+    on_time(&outputs, RATE);
     for (index, (output, crossfade)) in outputs.iter().zip(&crossfade).enumerate() {
         let frame = index as u64;
         match frame {
@@ -105,13 +79,12 @@ fn the_same_seed_gives_the_same_bytes_however_it_is_fed() {
     let rig = rig(&model, &more);
     rig.start();
     for frame in 0..20 {
-        push(&rig, frame..frame + 1);
+        rig.push(frame..frame + 1);
         if frame == 1 {
             rig.wait_frames(1);
         }
     }
-    assert!(rig.finish(), "{:?}", rig.errors());
-    assert_eq!(once, rig.take());
+    assert_eq!(once, rig.finish());
 }
 
 #[test]
@@ -123,9 +96,8 @@ fn prompts_of_the_pads_and_creativity_make_a_difference() {
         let rig = rig(&model, "mix=0.5");
         rig.inputs[1].pad().set_property("prompt", "a red fox in the snow");
         rig.start();
-        push(&rig, 0..6);
-        assert!(rig.finish(), "{:?}", rig.errors());
-        rig.take()
+        rig.push(0..6);
+        rig.finish()
     };
     assert_ne!(plain[3].data, prompted[3].data);
     assert_ne!(plain[3].data, mixed(&model, "mix=0.5 creativity=0.1", 6)[3].data);
@@ -138,7 +110,7 @@ fn streams_of_every_length_come_out_whole() {
     for frames in [1, 2, 4, 5, 6, 9, 13] {
         let outputs = mixed(&model, "mix=0.4", frames);
         assert_eq!(outputs.len(), frames as usize);
-        on_time(&outputs);
+        on_time(&outputs, RATE);
     }
 }
 
@@ -148,33 +120,43 @@ fn new_caps_let_out_what_is_held_with_the_old_ones() {
     let model = model(TINY);
     let rig = rig(&model, "mix=0.5");
     rig.start();
-    push(&rig, 0..7);
+    rig.push(0..7);
     rig.inputs[0].caps(&rgb((128, 64), RATE));
     rig.inputs[0].push_frames(7..14, RATE, |frame| picture(10, frame, (128, 64)));
     rig.inputs[1].push_frames(7..14, RATE, b);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
-    on_time(&outputs);
+    let outputs = rig.finish();
+    on_time(&outputs, RATE);
     let sizes: Vec<usize> = outputs.iter().map(|output| output.data.len()).collect();
     assert_eq!(sizes, [vec![64 * 32 * 3; 7], vec![128 * 64 * 3; 7]].concat());
+}
+
+/// A mixer whose model has work for minutes.
+fn at_work() -> (Model, MixRig) {
+    let model = model(Native { steps: 1000, ..TINY });
+    let rig = rig(&model, "mix=0.5 creativity=1");
+    rig.start();
+    rig.push(0..30);
+    (model, rig)
+}
+
+#[track_caller]
+fn is_quick(act: impl FnOnce()) {
+    let begun = Instant::now();
+    act();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]
 fn a_seek_while_the_model_is_at_work_is_quick_and_starts_anew() {
     let _serial = init();
-    // So many steps would take minutes.
-    let model = model(Native { steps: 1000, ..TINY });
-    let rig = rig(&model, "mix=0.5 creativity=1");
-    rig.start();
-    push(&rig, 0..30);
-    let begun = std::time::Instant::now();
-    rig.pipeline.seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO).unwrap();
-    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+    let (_model, rig) = at_work();
+    is_quick(|| {
+        rig.pipeline.seek_simple(gst::SeekFlags::FLUSH, gst::ClockTime::ZERO).unwrap();
+    });
     rig.mixer.set_property("mix", 1.0f64);
     rig.take();
-    push(&rig, 0..3);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    rig.push(0..3);
+    let outputs = rig.finish();
     assert_eq!(outputs.len(), 3);
     assert_eq!(outputs[2].data, b(2));
 }
@@ -182,13 +164,8 @@ fn a_seek_while_the_model_is_at_work_is_quick_and_starts_anew() {
 #[test]
 fn going_down_while_the_model_is_at_work_is_quick() {
     let _serial = init();
-    let model = model(Native { steps: 1000, ..TINY });
-    let rig = rig(&model, "mix=0.5 creativity=1");
-    rig.start();
-    push(&rig, 0..30);
-    let begun = std::time::Instant::now();
-    rig.pipeline.set_state(gst::State::Null).unwrap();
-    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+    let (_model, rig) = at_work();
+    is_quick(|| rig.stop());
 }
 
 #[test]
@@ -201,13 +178,12 @@ fn files_are_bridged_one_after_the_other() {
         rig.start();
         rig.inputs[0].push_frames(0..10, RATE, a);
         rig.inputs[1].push_frames(0..7, RATE, b);
-        assert!(rig.finish(), "{:?}", rig.errors());
-        rig
+        let outputs = rig.finish();
+        (rig, outputs)
     };
-    let rig = play();
-    let outputs = rig.take();
+    let (rig, outputs) = play();
     assert_eq!(outputs.len(), 10 + 8 + 7);
-    on_time(&outputs);
+    on_time(&outputs, RATE);
     for (index, output) in outputs.iter().enumerate() {
         match index as u64 {
             frame @ 0..=9 => assert_eq!(output.data, a(frame), "frame {frame}"),
@@ -220,7 +196,7 @@ fn files_are_bridged_one_after_the_other() {
     };
     assert_eq!((time("dit-transition-start"), time("dit-transition-end")), (10 * STEP, 18 * STEP));
     assert_eq!(rig.mixer.property::<f64>("mix"), 1.0);
-    assert_eq!(outputs, play().take());
+    assert_eq!(outputs, play().1);
     // Stopped and started again it begins with the first stream.
     rig.pipeline.set_state(gst::State::Ready).unwrap();
     assert_eq!(rig.mixer.property::<f64>("mix"), 0.0);
@@ -232,11 +208,10 @@ fn the_stream_that_mix_is_nearer_to_comes_first_and_the_other_after_it() {
     let model = model(TINY);
     let rig = rig(&model, "mode=bridge transition-duration=160000000 mix=0.9");
     rig.start();
-    push(&rig, 0..6);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    rig.push(0..6);
+    let outputs = rig.finish();
     assert_eq!(outputs.len(), 6 + 4 + 6);
-    on_time(&outputs);
+    on_time(&outputs, RATE);
     assert_eq!((&outputs[5].data, &outputs[15].data), (&b(5), &a(5)));
 }
 
@@ -251,15 +226,14 @@ fn a_bridge_that_is_asked_for_joins_streams_that_run_side_by_side() {
     );
     let rig = MixRig::from_line(&line, &[&caps, &caps]);
     rig.start();
-    push(&rig, 0..5);
+    rig.push(0..5);
     rig.wait_frames(4);
     // From here on nothing waits for its turn: both have begun.
     rig.mixer.set_property_from_str("mode", "bridge");
     assert!(rig.mixer.emit_by_name::<bool>("transition", &[&0u64]));
-    push(&rig, 5..30);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
-    on_time(&outputs);
+    rig.push(5..30);
+    let outputs = rig.finish();
+    on_time(&outputs, RATE);
     assert_eq!(outputs.len(), 30);
     let begin =
         outputs.iter().zip(0..).position(|(output, frame)| output.data != a(frame)).unwrap();
@@ -280,7 +254,7 @@ fn the_latency_is_that_of_the_mode() {
     let model = model(TINY);
     let rig = rig(&model, "mode=crossfade");
     rig.start();
-    push(&rig, 0..3);
+    rig.push(0..3);
     rig.wait_frames(2);
     let latency = || {
         let mut query = gst::query::Latency::new();
@@ -289,11 +263,11 @@ fn the_latency_is_that_of_the_mode() {
     };
     assert_eq!(latency(), STEP);
     rig.mixer.set_property_from_str("mode", "interpolate");
-    push(&rig, 3..9);
+    rig.push(3..9);
     rig.wait_frames(5);
     // A chunk of four is collected in three frames, made in four, out in one before it is due, and the base's own.
     assert_eq!(latency(), (3 + 4 + 1 + 1) * STEP);
-    assert!(rig.finish(), "{:?}", rig.errors());
+    rig.finish();
 }
 
 /// A live mixer of test sources, `seconds` long.
@@ -316,17 +290,22 @@ fn live(model: &Model, more: &str, seconds: u32) -> MixRig {
     rig
 }
 
+/// Checks the times of a stream of ten frames a second.
+#[track_caller]
+fn without_gaps(outputs: &[Output]) {
+    for pair in outputs.windows(2) {
+        assert_eq!(pair[1].pts - pair[0].pts, 100_000_000);
+    }
+}
+
 #[test]
 fn a_live_mix_keeps_its_times() {
     let _serial = init();
     let model = model(TINY);
     let rig = live(&model, "mix=0.5", 3);
-    assert!(rig.wait_end(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    let outputs = rig.wait_end();
     assert!(outputs.len() >= 28, "{}", outputs.len());
-    for pair in outputs.windows(2) {
-        assert_eq!(pair[1].pts - pair[0].pts, 100_000_000);
-    }
+    without_gaps(&outputs);
 }
 
 #[test]
@@ -335,12 +314,9 @@ fn a_live_mix_that_is_too_slow_crossfades_and_says_so() {
     // So many steps would take minutes.
     let model = model(Native { steps: 1000, ..TINY });
     let rig = live(&model, "mix=0.5 creativity=1 guidance-scale=3", 4);
-    assert!(rig.wait_end(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    let outputs = rig.wait_end();
     assert!(outputs.len() >= 38, "{}", outputs.len());
-    for pair in outputs.windows(2) {
-        assert_eq!(pair[1].pts - pair[0].pts, 100_000_000);
-    }
+    without_gaps(&outputs);
     let degraded = rig.structures("dit-degraded");
     assert!(!degraded.is_empty());
     assert_eq!(degraded[0].get::<String>("action").unwrap(), "crossfade");
@@ -366,27 +342,22 @@ fn a_live_stream_that_stalls_does_not_stall_the_mix() {
     stalled.push_frames(0..3, (10, 1), a);
     rig.wait_frames(15);
     stalled.end();
-    assert!(rig.wait_end(), "{:?}", rig.errors());
-    for pair in rig.take().windows(2) {
-        assert_eq!(pair[1].pts - pair[0].pts, 100_000_000);
-    }
+    without_gaps(&rig.wait_end());
 }
 
 #[test]
 fn an_unusable_model_is_one_error_and_crossfade_needs_none() {
     let _serial = init();
     let missing = Path::new("/no/such/model");
-    let caps = rgb(SIZE, RATE);
-    let failing = MixRig::new(&properties(missing, ""), &[&caps, &caps], ANY);
+    let failing = MixRig::pair(&properties(missing, ""));
     assert!(failing.pipeline.set_state(gst::State::Playing).is_err());
     let errors = failing.errors();
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].contains("/no/such/model"), "{errors:?}");
-    let plain = MixRig::new(&properties(missing, "mode=crossfade mix=0.5"), &[&caps, &caps], ANY);
+    let plain = MixRig::pair(&properties(missing, "mode=crossfade mix=0.5"));
     plain.start();
-    push(&plain, 0..3);
-    assert!(plain.finish(), "{:?}", plain.errors());
-    assert_eq!(plain.take().len(), 3);
+    plain.push(0..3);
+    assert_eq!(plain.finish().len(), 3);
 }
 
 #[test]
@@ -397,44 +368,19 @@ fn damaged_weights_are_one_error() {
     let weights = folder.join("transformer/diffusion_pytorch_model.safetensors");
     let data = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &data[..data.len() / 2]).unwrap();
-    let caps = rgb(SIZE, RATE);
-    let rig = MixRig::new(&properties(&folder, "mix=0.5"), &[&caps, &caps], ANY);
+    let rig = MixRig::pair(&properties(&folder, "mix=0.5"));
     rig.start();
-    push(&rig, 0..30);
-    assert!(!rig.wait_end());
+    rig.push(0..30);
+    assert!(rig.outcome().is_err());
     rig.pipeline.set_state(gst::State::Null).unwrap();
-    let errors = rig.own_errors();
+    let errors = rig.errors_of(&rig.mixer);
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].contains("safetensors"), "{errors:?}");
 }
 
-const CHILD: &str = "GST_DIT_LEAK_CHILD";
-
 #[test]
 fn cycles_leave_nothing_behind() {
-    if std::env::var_os(CHILD).is_some() {
-        cycle();
-        return;
-    }
-    let name = "cycles_leave_nothing_behind";
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(CHILD, "1")
-        .env("GST_TRACERS", "leaks(check-refs=true)")
-        .env("GST_DEBUG", "GST_TRACER:7")
-        .env("GST_DEBUG_NO_COLOR", "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("object-alive.class"), "the tracer did not run: {text}");
-    // The other two lines with the name say what its records look like.
-    let leaks: Vec<&str> = text
-        .lines()
-        .filter(|line| line.contains("object-alive, type-name="))
-        .filter(|line| !line.contains("new format string"))
-        .collect();
-    assert!(leaks.is_empty(), "{}", leaks.join("\n"));
+    nothing_left_behind("cycles_leave_nothing_behind", cycle);
 }
 
 fn cycle() {
@@ -444,17 +390,14 @@ fn cycle() {
         let mode = ["interpolate", "bridge", "crossfade"][round % 3];
         let mut rig = rig(&model, &format!("mode={mode} mix=0.5"));
         rig.start();
-        push(&rig, 0..9);
+        rig.push(0..9);
         if round % 4 == 0 {
             rig.add(&rgb(SIZE, RATE));
             rig.remove(2);
         }
         if round % 5 == 0 {
-            assert!(rig.finish(), "{:?}", rig.errors());
+            rig.finish();
         }
         drop(rig);
     }
-    assert_eq!(gstdit::session::loaded_models(), 0);
-    // SAFETY: the last use of GStreamer in this process; it makes the tracer report.
-    unsafe { gst::deinit() };
 }

@@ -9,44 +9,18 @@ mod support;
 
 use gst::prelude::*;
 use gst_controller::prelude::*;
-use mixer::{MixRig, Output, picture, rgb};
+use mixer::{ANY, MixRig, Output, RATE, SIZE, STEP, a, b, on_time, picture, rgb};
+use support::checks::kept_inspection;
 use support::init;
 
-const SIZE: (usize, usize) = (64, 32);
-const RATE: (u64, u64) = (25, 1);
 const PLAIN: &str = "mode=crossfade";
-const ANY: &str = "video/x-raw";
-/// Of a frame, in nanoseconds.
-const STEP: u64 = 40_000_000;
-
-fn a(frame: u64) -> Vec<u8> {
-    picture(10, frame, SIZE)
-}
-
-fn b(frame: u64) -> Vec<u8> {
-    picture(200, frame, SIZE)
-}
 
 /// Two streams of `frames` frames through a mixer with these properties.
 fn mixed(properties: &str, frames: u64) -> Vec<Output> {
-    let caps = rgb(SIZE, RATE);
-    let rig = MixRig::new(&format!("{PLAIN} {properties}"), &[&caps, &caps], ANY);
+    let rig = MixRig::pair(&format!("{PLAIN} {properties}"));
     rig.start();
-    rig.inputs[0].push_frames(0..frames, RATE, a);
-    rig.inputs[1].push_frames(0..frames, RATE, b);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    rig.take()
-}
-
-#[track_caller]
-fn on_time(outputs: &[Output], (num, den): (u64, u64)) {
-    for (index, output) in outputs.iter().enumerate() {
-        let time = |frame: usize| {
-            (frame as u128 * 1_000_000_000 * u128::from(den) / u128::from(num)) as u64
-        };
-        assert_eq!(output.pts, time(index), "frame {index}");
-        assert_eq!(output.duration, time(index + 1) - time(index), "frame {index}");
-    }
+    rig.push(0..frames);
+    rig.finish()
 }
 
 #[test]
@@ -77,8 +51,7 @@ fn a_scaled_end_is_what_the_converter_makes_of_it() {
     rig.inputs[0].pad().set_property_from_str("sizing-policy", "stretch");
     rig.start();
     rig.inputs[0].push_frames(0..2, RATE, |frame| picture(9, frame, (50, 40)));
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    let outputs = rig.finish();
 
     let input = gst_video::VideoInfo::from_caps(&caps.parse::<gst::Caps>().unwrap()).unwrap();
     let output = rig.caps();
@@ -103,8 +76,7 @@ fn timestamps_are_exact_at_broadcast_rates() {
         rig.start();
         rig.inputs[0].push_frames(0..50, rate, a);
         rig.inputs[1].push_frames(0..50, rate, b);
-        assert!(rig.finish(), "{:?}", rig.errors());
-        let outputs = rig.take();
+        let outputs = rig.finish();
         assert_eq!(outputs.len(), 50, "{rate:?}");
         on_time(&outputs, rate);
     }
@@ -118,8 +90,7 @@ fn the_faster_and_larger_input_sets_the_output_and_the_slower_is_repeated() {
     rig.start();
     rig.inputs[0].push_frames(0..30, (30, 1), a);
     rig.inputs[1].push_frames(0..10, (10, 1), |frame| picture(200, frame, (32, 48)));
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    let outputs = rig.finish();
     let caps = rig.caps();
     assert_eq!((caps.width(), caps.height(), caps.fps()), (64, 48, gst::Fraction::new(30, 1)));
     assert_eq!(outputs.len(), 30);
@@ -136,8 +107,7 @@ fn odd_sizes_and_other_shapes_are_put_in_whole() {
     let rig = MixRig::new(PLAIN, &[wide], "video/x-raw,format=RGB,width=66,height=66");
     rig.start();
     rig.inputs[0].push_frames(0..1, RATE, |_| vec![255; 36 * 17]);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let output = &rig.take()[0].data;
+    let output = &rig.finish()[0].data;
     let stride = 200;
     // 66 x 17 square pixels in the middle of 66 x 66.
     for row in 0..66 {
@@ -155,15 +125,13 @@ fn a_lone_stream_passes_and_one_that_begins_late_waits_its_turn() {
     let rig = MixRig::new(&format!("{PLAIN} mix=1"), &[&caps], ANY);
     rig.start();
     rig.inputs[0].push_frames(0..5, RATE, a);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    assert!(rig.take().iter().enumerate().all(|(index, it)| it.data == a(index as u64)));
+    assert!(rig.finish().iter().enumerate().all(|(index, it)| it.data == a(index as u64)));
 
-    let rig = MixRig::new(&format!("{PLAIN} mix=1"), &[&caps, &caps], ANY);
+    let rig = MixRig::pair(&format!("{PLAIN} mix=1"));
     rig.start();
     rig.inputs[0].push_frames(0..10, RATE, a);
     rig.inputs[1].push_frames(4..10, RATE, b);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    for (index, output) in rig.take().iter().enumerate() {
+    for (index, output) in rig.finish().iter().enumerate() {
         let expected = if index < 4 { a(index as u64) } else { b(index as u64) };
         assert_eq!(output.data, expected, "frame {index}");
     }
@@ -172,14 +140,12 @@ fn a_lone_stream_passes_and_one_that_begins_late_waits_its_turn() {
 #[test]
 fn a_stream_that_ends_early_is_held_or_replaced() {
     let _serial = init();
-    let caps = rgb(SIZE, RATE);
     for policy in ["hold", "fall-back"] {
-        let rig = MixRig::new(&format!("{PLAIN} on-missing={policy}"), &[&caps, &caps], ANY);
+        let rig = MixRig::pair(&format!("{PLAIN} on-missing={policy}"));
         rig.start();
         rig.inputs[0].push_frames(0..4, RATE, a);
         rig.inputs[1].push_frames(0..9, RATE, b);
-        assert!(rig.finish(), "{:?}", rig.errors());
-        let outputs = rig.take();
+        let outputs = rig.finish();
         assert_eq!(outputs.len(), 9);
         for (index, output) in outputs.iter().enumerate() {
             let index = index as u64;
@@ -196,9 +162,8 @@ fn a_stream_that_ends_early_is_held_or_replaced() {
 #[test]
 fn a_gap_is_held_or_bridged_by_the_other_stream() {
     let _serial = init();
-    let caps = rgb(SIZE, RATE);
     for policy in ["hold", "fall-back"] {
-        let rig = MixRig::new(&format!("{PLAIN} on-missing={policy}"), &[&caps, &caps], ANY);
+        let rig = MixRig::pair(&format!("{PLAIN} on-missing={policy}"));
         rig.start();
         rig.inputs[0].push_frames(0..3, RATE, a);
         let gap = gst::event::Gap::builder(gst::ClockTime::from_nseconds(3 * STEP))
@@ -208,8 +173,7 @@ fn a_gap_is_held_or_bridged_by_the_other_stream() {
         assert!(rig.inputs[0].0.send_event(gap));
         rig.inputs[0].push_frames(5..8, RATE, a);
         rig.inputs[1].push_frames(0..8, RATE, b);
-        assert!(rig.finish(), "{:?}", rig.errors());
-        let outputs = rig.take();
+        let outputs = rig.finish();
         assert_eq!(outputs.len(), 8);
         for (index, output) in outputs.iter().enumerate() {
             let index = index as u64;
@@ -226,15 +190,13 @@ fn a_gap_is_held_or_bridged_by_the_other_stream() {
 #[test]
 fn new_caps_on_one_pad_are_followed() {
     let _serial = init();
-    let caps = rgb(SIZE, RATE);
-    let rig = MixRig::new(&format!("{PLAIN} mix=0.5"), &[&caps, &caps], ANY);
+    let rig = MixRig::pair(&format!("{PLAIN} mix=0.5"));
     rig.start();
     rig.inputs[0].push_frames(0..10, RATE, a);
     rig.inputs[1].push_frames(0..5, RATE, b);
     rig.inputs[1].caps(&rgb((128, 64), RATE));
     rig.inputs[1].push_frames(5..10, RATE, |frame| picture(200, frame, (128, 64)));
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    let outputs = rig.finish();
     assert_eq!(outputs.len(), 10);
     on_time(&outputs, RATE);
     let sizes: Vec<usize> = outputs.iter().map(|output| output.data.len()).collect();
@@ -254,8 +216,7 @@ fn pads_come_and_go_while_playing() {
     rig.inputs[0].push_frames(5..10, RATE, a);
     rig.wait_frames(5);
     rig.remove(0);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    let outputs = rig.finish();
     on_time(&outputs, RATE);
     assert!(outputs.len() >= 9, "{}", outputs.len());
     assert_eq!(outputs[0].data, a(0));
@@ -278,8 +239,7 @@ fn more_than_two_streams_lie_at_equal_distances() {
         for (input, kind) in rig.inputs.iter().zip([100, 200, 10]) {
             input.push_frames(0..3, RATE, stream(kind));
         }
-        assert!(rig.finish(), "{:?}", rig.errors());
-        assert_eq!(rig.take()[2].data, picture(kind, 2, SIZE), "mix={mix}");
+        assert_eq!(rig.finish()[2].data, picture(kind, 2, SIZE), "mix={mix}");
     }
 }
 
@@ -301,8 +261,7 @@ fn children_are_the_pads_with_their_properties() {
 #[test]
 fn a_controller_sweeps_the_mix_in_stream_time() {
     let _serial = init();
-    let caps = rgb(SIZE, RATE);
-    let rig = MixRig::new(PLAIN, &[&caps, &caps], ANY);
+    let rig = MixRig::pair(PLAIN);
     let source = gst_controller::InterpolationControlSource::new();
     source.set_mode(gst_controller::InterpolationMode::Linear);
     let step = |frames: u64| gst::ClockTime::from_nseconds(frames * STEP);
@@ -313,23 +272,19 @@ fn a_controller_sweeps_the_mix_in_stream_time() {
     rig.start();
     rig.inputs[0].push_frames(0..10, RATE, |_| vec![0; SIZE.0 * SIZE.1 * 3]);
     rig.inputs[1].push_frames(0..10, RATE, |_| vec![200; SIZE.0 * SIZE.1 * 3]);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let levels: Vec<u8> = rig.take().iter().map(|output| output.data[0]).collect();
+    let levels: Vec<u8> = rig.finish().iter().map(|output| output.data[0]).collect();
     assert_eq!(levels, [0, 0, 0, 50, 100, 150, 200, 200, 200, 200]);
 }
 
 #[test]
 fn a_transition_is_announced_and_ends_exactly() {
     let _serial = init();
-    let caps = rgb(SIZE, RATE);
     let properties = format!("{PLAIN} transition-easing=linear transition-at={}", 3 * STEP);
-    let rig = MixRig::new(&properties, &[&caps, &caps], ANY);
+    let rig = MixRig::pair(&properties);
     rig.mixer.set_property("transition-duration", 4 * STEP);
     rig.start();
-    rig.inputs[0].push_frames(0..12, RATE, a);
-    rig.inputs[1].push_frames(0..12, RATE, b);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    for (index, output) in rig.take().iter().enumerate() {
+    rig.push(0..12);
+    for (index, output) in rig.finish().iter().enumerate() {
         let frame = index as u64;
         match frame {
             0..=3 => assert_eq!(output.data, a(frame), "frame {frame}"),
@@ -353,23 +308,18 @@ fn the_transition_signal_goes_there_and_back() {
     let caps = rgb(SIZE, RATE);
     let rig = MixRig::new(PLAIN, &[&caps], ANY);
     assert!(!rig.mixer.emit_by_name::<bool>("transition", &[&0u64]));
-    let rig = MixRig::new(PLAIN, &[&caps, &caps], ANY);
+    let rig = MixRig::pair(PLAIN);
     rig.start();
-    let push = |range: std::ops::Range<u64>| {
-        rig.inputs[0].push_frames(range.clone(), RATE, a);
-        rig.inputs[1].push_frames(range, RATE, b);
-    };
-    push(0..3);
+    rig.push(0..3);
     rig.wait_frames(2);
     assert!(rig.mixer.emit_by_name::<bool>("transition", &[&(2 * STEP)]));
     assert!(!rig.mixer.emit_by_name::<bool>("transition", &[&(2 * STEP)]));
-    push(3..10);
+    rig.push(3..10);
     rig.wait_frames(7);
     assert_eq!(rig.structures("dit-transition-end").len(), 1);
     assert!(rig.mixer.emit_by_name::<bool>("transition", &[&(2 * STEP)]));
-    push(10..20);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    rig.push(10..20);
+    let outputs = rig.finish();
     assert_eq!(outputs[9].data, b(9));
     assert_eq!(outputs[19].data, a(19));
     assert_eq!(rig.structures("dit-transition-end").len(), 2);
@@ -379,19 +329,15 @@ fn the_transition_signal_goes_there_and_back() {
 #[test]
 fn a_seek_starts_the_output_anew() {
     let _serial = init();
-    let caps = rgb(SIZE, RATE);
-    let rig = MixRig::new(&format!("{PLAIN} mix=1"), &[&caps, &caps], ANY);
+    let rig = MixRig::pair(&format!("{PLAIN} mix=1"));
     rig.start();
-    rig.inputs[0].push_frames(0..5, RATE, a);
-    rig.inputs[1].push_frames(0..5, RATE, b);
+    rig.push(0..5);
     rig.wait_frames(4);
     let to = gst::ClockTime::from_nseconds(2 * STEP);
     rig.pipeline.seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE, to).unwrap();
     rig.take();
-    rig.inputs[0].push_frames(2..7, RATE, a);
-    rig.inputs[1].push_frames(2..7, RATE, b);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    let outputs = rig.take();
+    rig.push(2..7);
+    let outputs = rig.finish();
     assert_eq!(outputs.len(), 5);
     for (output, frame) in outputs.iter().zip(2..) {
         assert_eq!((output.pts, &output.data), (frame * STEP, &b(frame)));
@@ -403,27 +349,23 @@ fn unusual_streams_end_in_one_error_or_none() {
     let _serial = init();
     let caps = rgb(SIZE, RATE);
     // No frames at all, from both and from one.
-    let rig = MixRig::new(PLAIN, &[&caps, &caps], ANY);
+    let rig = MixRig::pair(PLAIN);
     rig.start();
-    assert!(rig.finish(), "{:?}", rig.errors());
-    assert!(rig.take().is_empty());
+    assert!(rig.finish().is_empty());
     // A buffer shorter than its caps.
     let rig = MixRig::new(PLAIN, &[&caps], ANY);
     rig.start();
     assert_eq!(rig.inputs[0].push(0, STEP, vec![1; 100]), gst::FlowReturn::Ok);
-    assert!(rig.finish(), "{:?}", rig.errors());
-    assert_eq!(rig.take().len(), 1);
+    assert_eq!(rig.finish().len(), 1);
 }
 
 #[test]
 fn states_cycle() {
     let _serial = init();
-    let caps = rgb(SIZE, RATE);
-    let rig = MixRig::new(&format!("{PLAIN} mix=0.5"), &[&caps, &caps], ANY);
+    let rig = MixRig::pair(&format!("{PLAIN} mix=0.5"));
     for round in 0..20 {
         rig.start();
-        rig.inputs[0].push_frames(0..3, RATE, a);
-        rig.inputs[1].push_frames(0..3, RATE, b);
+        rig.push(0..3);
         if round % 2 == 0 {
             rig.wait_frames(2);
         }
@@ -435,20 +377,8 @@ fn states_cycle() {
     }
 }
 
-/// The inspection that is kept in the tree lists every property of the element.
 #[test]
 fn the_kept_inspection_is_up_to_date() {
     let _serial = init();
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/inspect/ditmixer.txt");
-    let text = std::fs::read_to_string(path).unwrap();
-    let element = gst::ElementFactory::make("ditmixer").build().unwrap();
-    for spec in element.list_properties() {
-        let (name, blurb) = (spec.name(), spec.blurb().unwrap_or_default());
-        // A pad may have a property of the same name.
-        let listed = text.lines().any(|line| {
-            let rest = line.trim_start().strip_prefix(name);
-            rest.is_some_and(|rest| rest.trim_start().starts_with(':') && rest.contains(blurb))
-        });
-        assert!(listed, "{name}: run script/inspect");
-    }
+    kept_inspection("ditmixer");
 }

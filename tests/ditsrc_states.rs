@@ -7,6 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gst::prelude::*;
+use support::checks::{kept_inspection, nothing_left_behind};
+use support::watched::Watched;
 use support::{Native, Rig, TINY, copied_folder, folder_with, init};
 
 const RGB: &str = "video/x-raw,format=RGB,width=32,height=32";
@@ -220,48 +222,15 @@ fn properties_say_when_they_may_change() {
     assert_eq!(stats.name(), "application/x-dit-stats");
 }
 
-/// The inspection that is kept in the tree lists every property of the element.
 #[test]
 fn the_kept_inspection_is_up_to_date() {
     let _serial = init();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/inspect/ditsrc.txt");
-    let text = std::fs::read_to_string(path).unwrap();
-    let element = gst::ElementFactory::make("ditsrc").build().unwrap();
-    for spec in element.list_properties() {
-        let (name, blurb) = (spec.name(), spec.blurb().unwrap_or_default());
-        let line = text.lines().find(|line| line.trim_start().starts_with(&format!("{name} ")));
-        let line = line.unwrap_or_else(|| panic!("{name} is missing: run script/inspect"));
-        assert!(line.contains(blurb), "{name}: run script/inspect");
-    }
+    kept_inspection("ditsrc");
 }
-
-const CHILD: &str = "GST_DIT_LEAK_CHILD";
 
 #[test]
 fn a_hundred_cycles_leave_nothing_behind() {
-    if std::env::var_os(CHILD).is_some() {
-        cycle();
-        return;
-    }
-    let name = "a_hundred_cycles_leave_nothing_behind";
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(CHILD, "1")
-        .env("GST_TRACERS", "leaks(check-refs=true)")
-        .env("GST_DEBUG", "GST_TRACER:7")
-        .env("GST_DEBUG_NO_COLOR", "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("object-alive.class"), "the tracer did not run: {text}");
-    // The other two lines with the name say what its records look like.
-    let leaks: Vec<&str> = text
-        .lines()
-        .filter(|line| line.contains("object-alive, type-name="))
-        .filter(|line| !line.contains("new format string"))
-        .collect();
-    assert!(leaks.is_empty(), "{}", leaks.join("\n"));
+    nothing_left_behind("a_hundred_cycles_leave_nothing_behind", cycle);
 }
 
 fn cycle() {
@@ -273,21 +242,15 @@ fn cycle() {
         folder.display()
     );
     for round in 0..100 {
-        let pipeline = gst::parse::launch(&line).unwrap().downcast::<gst::Pipeline>().unwrap();
-        pipeline.set_state(gst::State::Playing).unwrap();
+        let watched = Watched::launch(&line);
+        watched.start();
         if round % 10 == 0 {
-            let bus = pipeline.bus().unwrap();
-            let kinds = [gst::MessageType::Eos, gst::MessageType::Error];
-            let message = bus.timed_pop_filtered(support::PATIENCE, &kinds).unwrap();
-            assert_eq!(message.type_(), gst::MessageType::Eos);
+            watched.outcome().unwrap();
         }
         if round % 3 == 0 {
-            pipeline.set_state(gst::State::Ready).unwrap();
-            pipeline.set_state(gst::State::Playing).unwrap();
+            watched.pipeline.set_state(gst::State::Ready).unwrap();
+            watched.start();
         }
-        pipeline.set_state(gst::State::Null).unwrap();
+        watched.stop();
     }
-    assert_eq!(gstdit::session::loaded_models(), 0);
-    // SAFETY: the last use of GStreamer in this process; it makes the tracer report.
-    unsafe { gst::deinit() };
 }

@@ -7,23 +7,21 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use gst::prelude::*;
 use gstdit::pipeline::FolderInfo;
 use gstdit::training::finetune::{FinetuneOptions, LORA, Method, train};
 use gstdit::weights::Checkpoint;
-use support::{PATIENCE, TINY, folder_with, init, pixels, played};
+use support::watched::Watched;
+use support::{TINY, folder_with, init, pixels, played};
 use tch::Device;
 
 /// Writes what a `gst-launch-1.0` line makes to a file of that name, with a caption.
 fn record(folder: &Path, name: &str, line: &str, caption: &str) -> PathBuf {
     let path = folder.join(name);
     let line = format!("{line} ! filesink location={}", path.display());
-    let pipeline = gst::parse::launch(&line).unwrap();
-    pipeline.set_state(gst::State::Playing).unwrap();
-    let kinds = [gst::MessageType::Eos, gst::MessageType::Error];
-    let message = pipeline.bus().unwrap().timed_pop_filtered(PATIENCE, &kinds).unwrap();
-    assert_eq!(message.type_(), gst::MessageType::Eos, "{message:?}");
-    pipeline.set_state(gst::State::Null).unwrap();
+    let pipeline = Watched::launch(&line);
+    pipeline.start();
+    pipeline.outcome().unwrap();
+    pipeline.stop();
     std::fs::write(path.with_extension("txt"), caption).unwrap();
     path
 }
@@ -58,6 +56,13 @@ fn clips(folder: &Path) {
     std::fs::write(folder.join("unnamed.mp4"), "").unwrap();
 }
 
+/// A tiny model, an empty folder for clips, and where results shall go.
+fn places(folder: &Path) -> [PathBuf; 3] {
+    let data = folder.join("data");
+    std::fs::create_dir(&data).unwrap();
+    [folder_with(folder, "ti2v_public", TINY), data, folder.join("out")]
+}
+
 fn options(model: &Path, data: &Path, out: &Path, method: Method, steps: u64) -> FinetuneOptions {
     FinetuneOptions {
         model: model.to_owned(),
@@ -79,10 +84,8 @@ fn options(model: &Path, data: &Path, out: &Path, method: Method, steps: u64) ->
 fn a_lora_is_trained_resumed_and_opened() {
     let _guard = init();
     let folder = tempfile::tempdir().unwrap();
-    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
-    std::fs::create_dir(&data).unwrap();
+    let [model, data, out] = places(folder.path());
     clips(&data);
-    let model = folder_with(folder.path(), "ti2v_public", TINY);
     let method = Method::Lora { rank: 2 };
     train(&options(&model, &data, &out, method, 4)).unwrap();
     let lora = out.join(LORA);
@@ -107,10 +110,8 @@ fn a_lora_is_trained_resumed_and_opened() {
 fn a_whole_folder_is_trained_and_opened() {
     let _guard = init();
     let folder = tempfile::tempdir().unwrap();
-    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
-    std::fs::create_dir(&data).unwrap();
+    let [model, data, out] = places(folder.path());
     clips(&data);
-    let model = folder_with(folder.path(), "ti2v_public", TINY);
     train(&options(&model, &data, &out, Method::Full, 2)).unwrap();
     let finished = out.join("model");
     FolderInfo::open(&finished).unwrap();
@@ -125,11 +126,9 @@ fn a_whole_folder_is_trained_and_opened() {
 fn folders_without_a_clip_are_refused() {
     let _guard = init();
     let folder = tempfile::tempdir().unwrap();
-    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
-    std::fs::create_dir(&data).unwrap();
+    let [model, data, out] = places(folder.path());
     std::fs::write(data.join("broken.mp4"), "no film").unwrap();
     std::fs::write(data.join("broken.txt"), "nothing").unwrap();
-    let model = folder_with(folder.path(), "ti2v_public", TINY);
     let error = train(&options(&model, &data, &out, Method::Full, 1)).unwrap_err().to_string();
     assert!(error.contains("no clip could be read, 1 skipped"), "{error}");
     let none = folder.path().join("none");

@@ -4,12 +4,14 @@
 // Each test file compiles this module anew and uses a part of it.
 #![allow(dead_code)]
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use gst::prelude::*;
 
-use crate::support::{Frame, Native, PATIENCE, folder_with};
+use crate::support::watched::Watched;
+use crate::support::{Frame, Native, folder_with};
 
 /// Frames of 64x32 at 25 a second.
 pub const CAPS: &str = "video/x-raw,format=RGB,width=64,height=32,framerate=25/1";
@@ -49,11 +51,10 @@ pub enum Arrival {
 
 /// A pipeline `appsrc ! ditfilter ! fakesink`.
 pub struct Rig {
-    pub pipeline: gst::Pipeline,
+    watched: Watched,
     pub source: gst::Element,
     pub filter: gst::Element,
     arrivals: Arc<Mutex<Vec<Arrival>>>,
-    messages: Arc<Mutex<Vec<gst::Message>>>,
 }
 
 impl Rig {
@@ -67,9 +68,9 @@ impl Rig {
 
     /// A pipeline with elements named `filter`, `sink` and perhaps `source`.
     pub fn launch(line: &str) -> Self {
-        let pipeline = gst::parse::launch(line).unwrap().downcast::<gst::Pipeline>().unwrap();
-        let filter = pipeline.by_name("filter").unwrap();
-        let source = pipeline.by_name("source").unwrap_or_else(|| filter.clone());
+        let watched = Watched::launch(line);
+        let filter = watched.element("filter");
+        let source = watched.pipeline.by_name("source").unwrap_or_else(|| filter.clone());
         let arrivals = Arc::new(Mutex::new(Vec::new()));
         let kept = arrivals.clone();
         let kinds = gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM;
@@ -82,17 +83,7 @@ impl Rig {
             kept.lock().unwrap().push(arrival);
             gst::PadProbeReturn::Ok
         });
-        let messages = Arc::new(Mutex::new(Vec::new()));
-        let kept = messages.clone();
-        pipeline.bus().unwrap().set_sync_handler(move |_, message| {
-            kept.lock().unwrap().push(message.clone());
-            gst::BusSyncReply::Pass
-        });
-        Self { pipeline, source, filter, arrivals, messages }
-    }
-
-    pub fn play(&self) {
-        self.pipeline.set_state(gst::State::Playing).unwrap();
+        Self { watched, source, filter, arrivals }
     }
 
     pub fn push(&self, buffer: gst::Buffer) -> gst::FlowReturn {
@@ -107,28 +98,6 @@ impl Rig {
 
     pub fn end(&self) {
         let _ = self.source.emit_by_name::<gst::FlowReturn>("end-of-stream", &[]);
-    }
-
-    /// Waits for the end; the text of the error that came instead.
-    pub fn finish(&self) -> Result<(), String> {
-        let kinds = [gst::MessageType::Eos, gst::MessageType::Error];
-        let bus = self.pipeline.bus().unwrap();
-        let message = bus.timed_pop_filtered(PATIENCE, &kinds).expect("neither end nor error");
-        match message.view() {
-            gst::MessageView::Error(error) => Err(error.error().to_string()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Waits for a message.
-    pub fn wait_message(&self, wanted: impl Fn(&gst::Message) -> bool) -> gst::Message {
-        let bus = self.pipeline.bus().unwrap();
-        loop {
-            let message = bus.timed_pop(PATIENCE).expect("the message did not come");
-            if wanted(&message) {
-                return message;
-            }
-        }
     }
 
     /// Waits for an element message with a name and a value of its field `action`.
@@ -165,46 +134,25 @@ impl Rig {
         self.buffers().iter().map(crate::support::frame).collect()
     }
 
-    pub fn messages(&self) -> Vec<gst::Message> {
-        self.messages.lock().unwrap().clone()
-    }
-
-    /// Element messages with a name.
-    pub fn structures(&self, name: &str) -> Vec<gst::Structure> {
-        let found = |message: &gst::Message| {
-            let structure = message.structure()?;
-            (message.type_() == gst::MessageType::Element && structure.name() == name)
-                .then(|| structure.to_owned())
-        };
-        self.messages().iter().filter_map(found).collect()
-    }
-
-    pub fn warnings(&self) -> Vec<String> {
-        let text = |message: &gst::Message| match message.view() {
-            gst::MessageView::Warning(warning) => Some(warning.error().to_string()),
-            _ => None,
-        };
-        self.messages().iter().filter_map(text).collect()
-    }
-
     pub fn stat(&self, name: &str) -> u64 {
         self.filter.property::<gst::Structure>("stats").get(name).unwrap()
     }
 }
 
-impl Drop for Rig {
-    fn drop(&mut self) {
-        let _ = self.pipeline.set_state(gst::State::Null);
-        self.pipeline.bus().unwrap().unset_sync_handler();
+impl Deref for Rig {
+    type Target = Watched;
+
+    fn deref(&self) -> &Watched {
+        &self.watched
     }
 }
 
 /// The frames of a stream of so many pictures.
 pub fn restyled(model: &Path, properties: &str, count: u64) -> Vec<Frame> {
     let rig = Rig::new(model, properties, CAPS);
-    rig.play();
+    rig.start();
     rig.push_numbers(0..count);
     rig.end();
-    rig.finish().unwrap();
+    rig.outcome().unwrap();
     rig.frames()
 }

@@ -4,12 +4,20 @@
 // Each test file compiles this module anew and uses a part of it.
 #![allow(dead_code)]
 
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::ops::{Deref, Range};
 
 use gst::prelude::*;
 
-use crate::support::PATIENCE;
+use crate::support::watched::{Received, Watched, source_caps};
+
+/// Size of the frames of [`MixRig::pair`].
+pub const SIZE: (usize, usize) = (64, 32);
+/// Their rate.
+pub const RATE: (u64, u64) = (25, 1);
+/// Playing time of each in nanoseconds.
+pub const STEP: u64 = 40_000_000;
+/// Whatever the mixer likes.
+pub const ANY: &str = "video/x-raw";
 
 /// One buffer as it came out.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,12 +40,7 @@ impl Input {
     }
 
     /// Frames `range` of a stream of `rate` frames a second, painted by `paint`.
-    pub fn push_frames(
-        &self,
-        range: std::ops::Range<u64>,
-        rate: (u64, u64),
-        paint: impl Fn(u64) -> Vec<u8>,
-    ) {
+    pub fn push_frames(&self, range: Range<u64>, rate: (u64, u64), paint: impl Fn(u64) -> Vec<u8>) {
         let time = |frame: u64| frame * 1_000_000_000 * rate.1 / rate.0;
         for frame in range {
             let begin = time(frame);
@@ -62,12 +65,10 @@ impl Input {
 
 /// A pipeline `appsrc... ! ditmixer ! caps ! fakesink` with everything that came out of it.
 pub struct MixRig {
-    pub pipeline: gst::Pipeline,
+    watched: Watched,
     pub mixer: gst::Element,
     pub inputs: Vec<Input>,
-    outputs: Arc<Mutex<Vec<Output>>>,
-    messages: Arc<Mutex<Vec<gst::Message>>>,
-    arrived: std::sync::mpsc::Receiver<()>,
+    outputs: Received<Output>,
 }
 
 impl MixRig {
@@ -79,29 +80,27 @@ impl MixRig {
         Self::from_line(&line, inputs)
     }
 
+    /// A mixer with two inputs that are alike.
+    pub fn pair(properties: &str) -> Self {
+        let caps = rgb(SIZE, RATE);
+        Self::new(properties, &[&caps, &caps], ANY)
+    }
+
     pub fn from_line(line: &str, inputs: &[&str]) -> Self {
-        let pipeline = gst::parse::launch(line).unwrap().downcast::<gst::Pipeline>().unwrap();
-        let outputs = Arc::new(Mutex::new(Vec::new()));
-        let messages = Arc::new(Mutex::new(Vec::new()));
-        let (sender, arrived) = std::sync::mpsc::channel();
-        let kept = outputs.clone();
-        pipeline.by_name("sink").unwrap().connect("handoff", false, move |values| {
-            let buffer = values[1].get::<gst::Buffer>().unwrap();
-            kept.lock().unwrap().push(output(&buffer));
-            let _ = sender.send(());
-            None
-        });
-        let kept = messages.clone();
-        pipeline.bus().unwrap().set_sync_handler(move |_, message| {
-            kept.lock().unwrap().push(message.clone());
-            gst::BusSyncReply::Pass
-        });
-        let mixer = pipeline.by_name("mixer").unwrap();
-        let mut rig = Self { pipeline, mixer, inputs: Vec::new(), outputs, messages, arrived };
+        let watched = Watched::launch(line);
+        let outputs = Received::at(&watched.element("sink"), output);
+        let mixer = watched.element("mixer");
+        let mut rig = Self { watched, mixer, inputs: Vec::new(), outputs };
         for caps in inputs {
             rig.add(caps);
         }
         rig
+    }
+
+    /// Frames of [`a`] to the first input and as many of [`b`] to the second.
+    pub fn push(&self, frames: Range<u64>) {
+        self.inputs[0].push_frames(frames.clone(), RATE, a);
+        self.inputs[1].push_frames(frames, RATE, b);
     }
 
     /// One more input, which may be added while playing.
@@ -132,77 +131,40 @@ impl MixRig {
         self.pipeline.remove(&input.0).unwrap();
     }
 
-    pub fn start(&self) {
-        self.pipeline.set_state(gst::State::Playing).unwrap();
-    }
-
-    /// Ends all inputs and waits for the end; false when an error ended it.
-    pub fn finish(&self) -> bool {
+    /// Ends all inputs and waits for the end; all that came out since it was last asked for.
+    #[track_caller]
+    pub fn finish(&self) -> Vec<Output> {
         self.inputs.iter().for_each(Input::end);
         self.wait_end()
     }
 
-    pub fn wait_end(&self) -> bool {
-        let bus = self.pipeline.bus().unwrap();
-        let kinds = [gst::MessageType::Eos, gst::MessageType::Error];
-        let message = bus.timed_pop_filtered(PATIENCE, &kinds).expect("neither end nor error");
-        message.type_() == gst::MessageType::Eos
+    /// Waits for the end; all that came out since it was last asked for.
+    #[track_caller]
+    pub fn wait_end(&self) -> Vec<Output> {
+        let outcome = self.outcome();
+        assert!(outcome.is_ok(), "{:?}", self.errors());
+        self.take()
     }
 
     pub fn wait_frames(&self, count: usize) {
-        for _ in 0..count {
-            self.arrived.recv_timeout(Duration::from_secs(PATIENCE.seconds())).unwrap();
-        }
+        self.outputs.wait(count);
     }
 
     pub fn take(&self) -> Vec<Output> {
-        while self.arrived.try_recv().is_ok() {}
-        std::mem::take(&mut self.outputs.lock().unwrap())
-    }
-
-    pub fn messages(&self) -> Vec<gst::Message> {
-        self.messages.lock().unwrap().clone()
-    }
-
-    pub fn errors(&self) -> Vec<String> {
-        let text = |message: &gst::Message| match message.view() {
-            gst::MessageView::Error(error) => Some(error.error().to_string()),
-            _ => None,
-        };
-        self.messages().iter().filter_map(text).collect()
-    }
-
-    /// Those of the mixer alone: sources complain too when what they push is refused.
-    pub fn own_errors(&self) -> Vec<String> {
-        let own = |message: &&gst::Message| message.src() == Some(self.mixer.upcast_ref());
-        let text = |message: &gst::Message| match message.view() {
-            gst::MessageView::Error(error) => Some(error.error().to_string()),
-            _ => None,
-        };
-        self.messages().iter().filter(own).filter_map(text).collect()
-    }
-
-    /// Element messages with a name.
-    pub fn structures(&self, name: &str) -> Vec<gst::Structure> {
-        let found = |message: &gst::Message| {
-            let structure = message.structure()?;
-            (message.type_() == gst::MessageType::Element && structure.name() == name)
-                .then(|| structure.to_owned())
-        };
-        self.messages().iter().filter_map(found).collect()
+        self.outputs.take()
     }
 
     /// What the source pad settled on.
     pub fn caps(&self) -> gst_video::VideoInfo {
-        let caps = self.mixer.static_pad("src").unwrap().current_caps().unwrap();
-        gst_video::VideoInfo::from_caps(&caps).unwrap()
+        source_caps(&self.mixer)
     }
 }
 
-impl Drop for MixRig {
-    fn drop(&mut self) {
-        let _ = self.pipeline.set_state(gst::State::Null);
-        self.pipeline.bus().unwrap().unset_sync_handler();
+impl Deref for MixRig {
+    type Target = Watched;
+
+    fn deref(&self) -> &Watched {
+        &self.watched
     }
 }
 
@@ -230,6 +192,28 @@ pub fn picture(kind: u8, frame: u64, (width, height): (usize, usize)) -> Vec<u8>
         }
     }
     data
+}
+
+/// Frames of one stream.
+pub fn a(frame: u64) -> Vec<u8> {
+    picture(10, frame, SIZE)
+}
+
+/// Frames of another.
+pub fn b(frame: u64) -> Vec<u8> {
+    picture(200, frame, SIZE)
+}
+
+/// Checks that frames follow each other exactly at a rate, from 0 on.
+#[track_caller]
+pub fn on_time(outputs: &[Output], (num, den): (u64, u64)) {
+    for (index, output) in outputs.iter().enumerate() {
+        let time = |frame: usize| {
+            (frame as u128 * 1_000_000_000 * u128::from(den) / u128::from(num)) as u64
+        };
+        assert_eq!(output.pts, time(index), "frame {index}");
+        assert_eq!(output.duration, time(index + 1) - time(index), "frame {index}");
+    }
 }
 
 /// Caps of [`picture`].

@@ -4,11 +4,16 @@
 // Each test file compiles this module anew and uses a part of it.
 #![allow(dead_code)]
 
+pub mod checks;
+pub mod watched;
+
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use gst::prelude::*;
+
+use watched::{Received, Watched, source_caps};
 
 /// Frames of the first chunk of [`model`], and of each later one.
 pub const FIRST_CHUNK: usize = 5;
@@ -92,127 +97,53 @@ pub struct Frame {
 
 /// A pipeline `ditsrc ! caps ! fakesink` with everything that came out of it.
 pub struct Rig {
-    pub pipeline: gst::Pipeline,
+    watched: Watched,
     pub src: gst::Element,
-    frames: Arc<Mutex<Vec<Frame>>>,
-    messages: Arc<Mutex<Vec<gst::Message>>>,
-    arrived: std::sync::mpsc::Receiver<()>,
+    frames: Received<Frame>,
 }
 
 impl Rig {
     /// A pipeline with a model, more properties as in `gst-launch-1.0`, and caps.
     pub fn new(model: &Path, properties: &str, caps: &str) -> Self {
-        let line = format!(
+        let watched = Watched::launch(&format!(
             "ditsrc name=src model-path={} device=cpu {properties} ! {caps} ! fakesink name=sink signal-handoffs=true sync=false",
             model.display()
-        );
-        let pipeline = gst::parse::launch(&line).unwrap().downcast::<gst::Pipeline>().unwrap();
-        let frames = Arc::new(Mutex::new(Vec::new()));
-        let messages = Arc::new(Mutex::new(Vec::new()));
-        let (sender, arrived) = std::sync::mpsc::channel();
-        let kept = frames.clone();
-        pipeline.by_name("sink").unwrap().connect("handoff", false, move |values| {
-            let buffer = values[1].get::<gst::Buffer>().unwrap();
-            kept.lock().unwrap().push(frame(&buffer));
-            let _ = sender.send(());
-            None
-        });
-        let kept = messages.clone();
-        pipeline.bus().unwrap().set_sync_handler(move |_, message| {
-            kept.lock().unwrap().push(message.clone());
-            gst::BusSyncReply::Pass
-        });
-        let src = pipeline.by_name("src").unwrap();
-        Self { pipeline, src, frames, messages, arrived }
+        ));
+        let frames = Received::at(&watched.element("sink"), frame);
+        Self { src: watched.element("src"), watched, frames }
     }
 
     /// Plays to the end; false when an error ended it.
     pub fn play(&self) -> bool {
-        if self.pipeline.set_state(gst::State::Playing).is_err() {
-            return false;
-        }
-        self.finish()
+        self.pipeline.set_state(gst::State::Playing).is_ok() && self.finish()
     }
 
     /// Waits for the end of a playing pipeline; false when an error ended it.
     pub fn finish(&self) -> bool {
-        let bus = self.pipeline.bus().unwrap();
-        let kinds = [gst::MessageType::Eos, gst::MessageType::Error];
-        let message = bus.timed_pop_filtered(PATIENCE, &kinds).expect("neither end nor error");
-        message.type_() == gst::MessageType::Eos
+        self.outcome().is_ok()
     }
 
     /// Waits until `count` more frames have arrived.
     pub fn wait_frames(&self, count: usize) {
-        for _ in 0..count {
-            self.arrived.recv_timeout(Duration::from_secs(PATIENCE.seconds())).unwrap();
-        }
-    }
-
-    /// Waits for a message on the bus.
-    pub fn wait_message(&self, wanted: impl Fn(&gst::Message) -> bool) -> gst::Message {
-        let bus = self.pipeline.bus().unwrap();
-        loop {
-            let message = bus.timed_pop(PATIENCE).expect("the message did not come");
-            if wanted(&message) {
-                return message;
-            }
-        }
-    }
-
-    pub fn stop(&self) {
-        self.pipeline.set_state(gst::State::Null).unwrap();
+        self.frames.wait(count);
     }
 
     /// The frames so far, which are forgotten here.
     pub fn take_frames(&self) -> Vec<Frame> {
-        while self.arrived.try_recv().is_ok() {}
-        std::mem::take(&mut self.frames.lock().unwrap())
-    }
-
-    pub fn messages(&self) -> Vec<gst::Message> {
-        self.messages.lock().unwrap().clone()
-    }
-
-    /// The texts of all errors on the bus.
-    pub fn errors(&self) -> Vec<String> {
-        let text = |message: &gst::Message| match message.view() {
-            gst::MessageView::Error(error) => Some(error.error().to_string()),
-            _ => None,
-        };
-        self.messages().iter().filter_map(text).collect()
-    }
-
-    /// Kinds of the progress messages in order.
-    pub fn progress(&self) -> Vec<gst::ProgressType> {
-        let kind = |message: &gst::Message| match message.view() {
-            gst::MessageView::Progress(progress) => Some(progress.get().0),
-            _ => None,
-        };
-        self.messages().iter().filter_map(kind).collect()
-    }
-
-    /// Element messages with a name.
-    pub fn structures(&self, name: &str) -> Vec<gst::Structure> {
-        let found = |message: &gst::Message| {
-            let structure = message.structure()?;
-            (message.type_() == gst::MessageType::Element && structure.name() == name)
-                .then(|| structure.to_owned())
-        };
-        self.messages().iter().filter_map(found).collect()
+        self.frames.take()
     }
 
     /// What the source pad settled on.
     pub fn caps(&self) -> gst_video::VideoInfo {
-        let caps = self.src.static_pad("src").unwrap().current_caps().unwrap();
-        gst_video::VideoInfo::from_caps(&caps).unwrap()
+        source_caps(&self.src)
     }
 }
 
-impl Drop for Rig {
-    fn drop(&mut self) {
-        let _ = self.pipeline.set_state(gst::State::Null);
-        self.pipeline.bus().unwrap().unset_sync_handler();
+impl Deref for Rig {
+    type Target = Watched;
+
+    fn deref(&self) -> &Watched {
+        &self.watched
     }
 }
 
