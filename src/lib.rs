@@ -9,9 +9,11 @@
 //! bin/dit-train -> training -> frames, pipeline, models, schedulers, nn, weights, torch
 //! ```
 //!
-//! A layer imports only from those to its right; only `elements/`, `frames` and this file name GStreamer. Five minutes to find one's way: `elements/ditsrc/imp.rs` asks a
-//! session for a frame; `session/` runs a model's thread; `pipeline/` is the sampling algorithm;
-//! `models/transformer_wan/` can be read beside diffusers' file of that name; `weights/` reads the folder.
+//! A layer imports only from those to its right; only `elements/`, `frames` and this file name GStreamer.
+//!
+//! Five minutes to find one's way: `elements/ditsrc/imp.rs` asks a session for a frame; `session/` runs a model's
+//! thread; `pipeline/` is the sampling algorithm; `models/transformer_wan/` can be read beside diffusers' file of that
+//! name; `weights/` reads the folder.
 
 pub mod elements;
 pub mod error;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MPL-2.0
-//! `dit-train`: trains the default model. Argument parsing only; the work is in `gstdit::training`.
+//! `dit-train`: trains, fine-tunes and measures models. Argument parsing only; the work is in `gstdit::training`.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use gstdit::training::generate::Sampling;
 use gstdit::training::world::export;
 use gstdit::training::{dit, eval, finetune, vae};
 
-/// Trains latent video diffusion models on the procedural world; every command resumes where it stopped.
+/// Trains and measures latent video diffusion models; a training goes on where it stopped.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {

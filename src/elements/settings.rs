@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 //! The properties that all elements share: which model, on what, and what it is told to paint.
 //!
-//! One table says everything about a property; the values live in [`Settings`], whose `Default` is also
-//! what `gst-inspect-1.0` shows.
+//! This file says everything about a property; the values live in [`Settings`], whose `Default` is also what
+//! `gst-inspect-1.0` shows, unless an element has defaults of its own.
 
 use std::path::PathBuf;
 
@@ -124,7 +124,7 @@ impl Settings {
                 .build(),
             glib::ParamSpecString::builder(LORA)
                 .nick("LoRA")
-                .blurb("Safetensors file with low-rank changes (LoRA) to merge into the model's weights, as dit-train finetune and diffusers write it; empty: none")
+                .blurb("Safetensors file with low-rank changes (LoRA) to merge into the model's weights, in the names of diffusers, the original code or kohya; empty: none")
                 .default_value(Some(default.lora.as_str()))
                 .mutable_ready()
                 .build(),

@@ -4,7 +4,8 @@
 //! A [`SchedulerConfig`] is read from `scheduler_config.json`; [`SchedulerConfig::set_timesteps`] turns it into a
 //! [`Schedule`], which is plain data; [`Schedule::start`] makes a [`Solver`], which holds the history of one
 //! generation. Everything follows the flow convention: `x_sigma = (1 - sigma) * x_0 + sigma * noise`, with the model
-//! predicting `v = noise - x_0`. Sigmas run from about 1 (noise) down to 0 (clean).
+//! predicting `v = noise - x_0`, or `x_0` itself where the folder's `prediction_type` is `sample`. Sigmas run from
+//! about 1 (noise) down to 0 (clean).
 //!
 //! The arithmetic follows diffusers: schedules are built in float64 and rounded to float32, and the solvers compute
 //! their coefficients in float32 from the rounded sigmas.
@@ -253,7 +254,8 @@ impl Solver {
 
     /// Takes one step from `sample` by `model_output` and returns the sample at the next noise level.
     ///
-    /// Any shape will do; `model_output` (the flow, or the clean sample where the folder's `prediction_type` says so) is taken to the kind of `sample`, which the result keeps.
+    /// Any shape will do; `model_output` (the flow, or the clean sample where the folder's `prediction_type` says so) is
+    /// taken to the kind of `sample`, which the result keeps.
     ///
     /// # Panics
     /// When the walk is already over.

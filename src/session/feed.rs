@@ -3,25 +3,8 @@
 //!
 //! A [`Feed`] stands beside [`super::Session`], which is pulled from. What is done with a job is a [`Process`]: a plain
 //! struct that holds the temporal state of one stream (encoders, a restyler, statistics) and sees the model only while it
-//! is at work on the model's thread. `ditfilter` has one encoder and one restyler in its process; an element with two
-//! inputs has two encoders and one restyler:
-//!
-//! ```text
-//! struct Mixing { encoders: [VideoEncoder; 2], restyler: Option<Restyler>, texts: EmbeddingCache }
-//! struct Pair { a: Vec<Arc<RgbFrame>>, b: Vec<Arc<RgbFrame>>, position: f64, prompts: [String; 2] }
-//! impl Process for Mixing {
-//!     type Job = Pair;
-//!     type Output = Vec<RgbFrame>;
-//!     fn process(&mut self, pipeline: &Pipeline, pair: Pair, cancel: &dyn Fn() -> bool) -> Result<Vec<RgbFrame>> {
-//!         // video_of() each side, encode() it on a shallow_clone() of its encoder, mix the latents, texts.pair() and
-//!         // Embeddings::blend() the prompts, restyler.next_chunk(), keep the clones, rgb_frames().
-//!     }
-//!     fn reset(&mut self) { *self = Self::default() }
-//! }
-//! let feed = Feed::open(opening, Mixing::default(), events, |result| queue.push(result))?;
-//! let ticket = feed.submit(pair);   // returns at once; bound the number of jobs by feed.pending()
-//! feed.flush();                     // nothing submitted before is delivered afterwards
-//! ```
+//! is at work on the model's thread: [`super::Restyling`] for `ditfilter`, and the one behind [`super::MixFeed`] for
+//! `ditmixer`.
 //!
 //! A process that fails or is cancelled half-way is reset, unless it leaves no trace by itself: take clones, and put them
 //! back when everything has succeeded. Tickets count up, results come in their order.

@@ -3,7 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `registry.rs` | one model per folder, device and precision in the process, by weak reference |
+//! | `registry.rs` | one model per folder, LoRA, device and precision in the process, by weak reference |
 //! | `model.rs` | the model's thread: loading, then unit after unit of work for its clients in turn |
 //! | `signal.rs` | how that thread is woken |
 //! | `stream.rs` | frames that are pulled: one session's queue of frames, epochs, flushing, statistics |

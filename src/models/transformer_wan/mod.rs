@@ -4,7 +4,7 @@
 //!
 //! Latents are `[B, C, T, H, W]`. Each patch of `patch_size` latents is one token; tokens run over frames, then
 //! rows, then columns. Timesteps are in [0, 1000], one for a clip, a latent frame or a token. The result is the
-//! flow `noise - clean`, `[B, out_channels, T, H, W]`.
+//! flow `noise - clean`, `[B, out_channels, T, H, W]`, or the clean latents where the folder's scheduler says so.
 //!
 //! Follows diffusers `models/transformers/transformer_wan.py` (0.42.1). Norms, the time embedding and the
 //! modulation tables stay in f32 when the model is loaded in half precision, as diffusers keeps them.
@@ -211,7 +211,7 @@ impl WanTransformer3DModel {
         TransformerContext { control, ..context.shallow_clone() }
     }
 
-    /// The flow `[B, out_channels, T, H, W]` in the kind of the model.
+    /// The flow (or the clean latents) `[B, out_channels, T, H, W]` in the kind of the model.
     pub fn forward(&self, input: TransformerInput<'_>) -> Tensor {
         self.forward_unless(input, &|| false).expect("nothing cancels")
     }
