@@ -249,16 +249,6 @@ impl AdamW {
     }
 }
 
-/// Linear warm-up, then a cosine down to `floor` times the peak at `total`.
-pub fn cosine_schedule(step: u64, total: u64, warmup: u64, peak: f64, floor: f64) -> f64 {
-    if step < warmup {
-        return peak * (step + 1) as f64 / warmup as f64;
-    }
-    let done = (step - warmup) as f64 / (total.saturating_sub(warmup)).max(1) as f64;
-    let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos());
-    peak * (floor + (1.0 - floor) * cosine)
-}
-
 /// The factor of the learning rate at a step: up over `warmup` steps, then 1, then down to 0 in a straight line over the last
 /// `decay` steps (Hagele et al., arXiv 2405.18392), so that a run can be ended, or gone on with, at any point.
 pub fn trapezoid_schedule(step: u64, total: u64, warmup: u64, decay: u64) -> f64 {
