@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tch::Device;
 
@@ -18,6 +19,9 @@ use crate::torch::{self, Precision};
 use super::locked;
 use super::signal::Signal;
 use super::stream::Event;
+
+/// Least time between two times that freed memory is given back.
+const TRIM_PERIOD: Duration = Duration::from_secs(5);
 
 /// One user of a model, as the model's thread sees it.
 pub(super) trait Client: Send + Sync {
@@ -248,6 +252,7 @@ impl Shared {
         drop(clients);
         let default_threads = tch::get_num_threads();
         let mut turn = 0;
+        let mut trimmed = Instant::now();
         while !self.quits() {
             let seen = self.work.count();
             let clients = self.clients();
@@ -263,6 +268,11 @@ impl Shared {
                         threads => threads as i32,
                     });
                     client.work(pipeline, &self.quit);
+                    // Activations are freed by now; the allocator would keep them, and more from chunk to chunk.
+                    if self.device == Device::Cpu && trimmed.elapsed() >= TRIM_PERIOD {
+                        torch::trim_memory();
+                        trimmed = Instant::now();
+                    }
                 }
                 None => {
                     drop(clients);
