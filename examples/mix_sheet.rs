@@ -10,7 +10,9 @@
 //!
 //! *Double edges*: the edges of either picture that the other does not have, as far as both are there at once; a
 //! crossfade half-way has half of each (0.5), one picture or a third thing has few. *Sharpness*: edges of the result
-//! beside those of the two, so that a blur is not taken for a good mix.
+//! beside those of the two, so that a blur is not taken for a good mix. *Off the nearer*: the difference to the nearer of
+//! the two, in ordinary steps from frame to frame of it: just inside the ends it has to be small, or the picture jumps
+//! there. *Steps at the ends* of a bridge: the difference of its first and its last frame to the known one beside it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -28,6 +30,8 @@ use tch::{Device, Kind, Tensor};
 
 const FPS: i32 = 16;
 const MIXES: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
+/// Measured too: just inside the ends.
+const NEAR_ENDS: [f64; 6] = [0.01, 0.05, 0.1, 0.9, 0.95, 0.99];
 /// Frames of a clip, of the bridge and on either side of it.
 const FRAMES: usize = 17;
 const GAP: usize = 12;
@@ -170,8 +174,10 @@ fn sweep(
     let (of_a, of_b) = (video(a.iter().map(|it| &**it))?, video(b.iter().map(|it| &**it))?);
     let mut texts = EmbeddingCache::default();
     let (mut made, mut crossfaded) = (Vec::new(), Vec::new());
-    println!("{:>5} {:>22} {:>22}", "mix", "double edges", "sharpness");
-    for share in MIXES {
+    println!("{:>5} {:>22} {:>22} {:>14}", "mix", "double edges", "sharpness", "off the nearer");
+    let mut shares = [MIXES.as_slice(), NEAR_ENDS.as_slice()].concat();
+    shares.sort_by(f64::total_cmp);
+    for share in shares {
         let crossfade = of_a.shallow_clone() * (1.0 - share) + of_b.shallow_clone() * share;
         let mixed = if share == 0.0 || share == 1.0 {
             crossfade.shallow_clone()
@@ -196,12 +202,16 @@ fn sweep(
             video(&out)?
         };
         let (ours, plain) = (measured(&mixed, &of_a, &of_b), measured(&crossfade, &of_a, &of_b));
+        let nearer = if share < 0.5 { &of_a } else { &of_b };
+        let off = (&mixed - nearer).abs().mean(Kind::Float).double_value(&[]) / ordinary(nearer);
         println!(
-            "{share:>5} {:>10.3} (plain {:.3}) {:>10.3} (plain {:.3})",
+            "{share:>5} {:>10.3} (plain {:.3}) {:>10.3} (plain {:.3}) {off:>14.2}",
             ours.0, plain.0, ours.1, plain.1
         );
-        made.push(mixed);
-        crossfaded.push(crossfade);
+        if MIXES.contains(&share) {
+            made.push(mixed);
+            crossfaded.push(crossfade);
+        }
     }
     sheet::write(path, &[&Tensor::cat(&made, 0), &Tensor::cat(&crossfaded, 0)], 6)?;
     println!("{}", path.display());
@@ -238,10 +248,31 @@ fn connect(
         ours.0, plain.0, ours.1, plain.1
     );
     let (head, tail) = (SIDE as i64, (SIDE + GAP) as i64);
+    let (of_a, of_b) = (video(a.iter().map(|it| &**it))?, video(b.iter().map(|it| &**it))?);
+    println!(
+        "bridge: steps at its ends {:.2} and {:.2} times those of the clips beside them, {:.2} and {:.2} times its own",
+        step(&bridged, head) / ordinary(&of_a),
+        step(&bridged, tail) / ordinary(&of_b),
+        step(&bridged, head) / ordinary(&middle),
+        step(&bridged, tail) / ordinary(&middle)
+    );
     let plain = Tensor::cat(&[bridged.narrow(2, 0, head), fades, bridged.narrow(2, tail, head)], 2);
     sheet::write(path, &[&bridged, &plain], 10)?;
     println!("{}", path.display());
     Ok(())
+}
+
+/// Mean absolute difference of two neighbouring frames of a video `[1, 3, F, H, W]`, the second being `frame`.
+fn step(video: &Tensor, frame: i64) -> f64 {
+    let difference = video.narrow(2, frame, 1) - video.narrow(2, frame - 1, 1);
+    difference.abs().mean(Kind::Float).double_value(&[])
+}
+
+/// The mean of all steps of a clip; at least a level of eight bits, where it stands still.
+fn ordinary(clip: &Tensor) -> f64 {
+    let frames = clip.size()[2];
+    let steps: f64 = (1..frames).map(|frame| step(clip, frame)).sum();
+    (steps / (frames - 1) as f64).max(2.0 / 255.0)
 }
 
 /// Double edges and sharpness of a video `[1, 3, F, H, W]` between two others, whose single frames count for all.

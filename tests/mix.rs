@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{fixture, load, rolling_folders};
 use gstdit::error::Error;
 use gstdit::pipeline::{
-    EmbeddingCache, LatentMixer, MixControls, MixFrame, Pipeline, RgbFrame, bridge,
+    EmbeddingCache, LatentMixer, MixControls, MixFrame, Pipeline, RgbFrame, bridge, difference,
 };
 
 const SIZE: usize = 32;
@@ -143,6 +143,24 @@ fn a_bridge_has_as_many_frames_as_are_missing() {
         let help: (&mut EmbeddingCache, &dyn Fn() -> bool) = (&mut texts, &never);
         let none = bridge(&pipeline, (&[], &after), (4, size), &controls(1), help);
         assert!(matches!(none, Err(Error::Setting { .. })));
+    }
+}
+
+#[test]
+fn a_bridge_begins_and_ends_beside_what_is_known() {
+    let _guard = tch::no_grad_guard();
+    let pipeline = load(&fixture("ti2v_public"));
+    let before: Vec<_> = (0..5).map(|number| frame(20, number)).collect();
+    let after: Vec<_> = (0..4).map(|number| frame(200, number)).collect();
+    let mut texts = EmbeddingCache::default();
+    let help: (&mut EmbeddingCache, &dyn Fn() -> bool) = (&mut texts, &never);
+    let size = (SIZE as i64, SIZE as i64);
+    let made = bridge(&pipeline, (&before, &after), (8, size), &controls(1), help).unwrap();
+    // Such weights make no pictures, near to what is known or not: what is nearer there is what was given back.
+    let middle = &made[4];
+    for (known, beside) in [(&before[4], &made[0]), (&after[0], &made[7])] {
+        let (step, far) = (difference(known, beside), difference(known, middle));
+        assert!(step < 0.85 * far, "{step} beside it, {far} half-way");
     }
 }
 

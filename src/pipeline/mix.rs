@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 use super::continuation::Stopwatch;
 use super::decode::{RgbFrame, rgb_frames, video_of};
 use super::denoise::{Denoiser, Guidance, Known, Prompts, Window, check};
+use super::detail::{End, detailed, eased, joined};
 use super::noise::NoiseKind;
 use super::restyle::{
     EmbeddingCache, Embeddings, RestyleControls, Restyler, StartLevel, VideoEncoder,
@@ -164,6 +165,7 @@ impl LatentMixer {
             stopwatch.lap();
             let shares: Vec<f64> = frames.iter().map(|frame| frame.share).collect();
             let video = toned(&restyled.video, &of_a, &of_b, &shares);
+            let video = detailed(&video, &of_a, &of_b, &shares);
             let frames = rgb_frames(&video, self.size);
             let timings = Timings { convert: stopwatch.lap() + encode, ..restyled.timings };
             Ok(Mixed { frames, timings })
@@ -247,9 +249,8 @@ pub fn bridge(
         let video = video_of(clip, padded)?;
         let latents = VideoEncoder::default().encode(pipeline, &video, cancel)?;
         let latents = denoise_bridge(pipeline, &latents, &plan, controls, (texts, cancel))?;
-        let video = pipeline.decode_latents(&latents, &mut FeatureCaches::default(), cancel)?;
-        let new = video.narrow(2, plan.before as i64, gap as i64);
-        Ok(rgb_frames(&new, size))
+        let decoded = pipeline.decode_latents(&latents, &mut FeatureCaches::default(), cancel)?;
+        Ok(rgb_frames(&plan.made(&video.to_device(decoded.device()), &decoded, gap), size))
     })
 }
 
@@ -289,6 +290,15 @@ impl BridgePlan {
 
     fn free_frames(&self, info: &FolderInfo) -> usize {
         (self.free * info.vae.temporal_factor()) as usize
+    }
+
+    /// The `gap` frames between the known ones of a decoded clip, `[1, 3, F, H, W]`, joined to those of the clip itself.
+    fn made(&self, clip: &Tensor, decoded: &Tensor, gap: usize) -> Tensor {
+        let first = self.before as i64;
+        let behind = decoded.size()[2] - self.after as i64;
+        let end = |frame: i64| End::new(&clip.narrow(2, frame, 1), &decoded.narrow(2, frame, 1));
+        let after = (self.after > 0).then(|| end(behind));
+        joined(&decoded.narrow(2, first, gap as i64), Some(&end(first - 1)), after.as_ref())
     }
 }
 
@@ -338,7 +348,9 @@ fn denoise_bridge(
 fn way_across(latents: &Tensor, plan: &BridgePlan) -> Tensor {
     let frames = latents.size()[2];
     let behind = (plan.known_before + plan.free).min(frames - 1);
-    let shares: Vec<f64> = (1..=plan.free).map(|i| i as f64 / (plan.free + 1) as f64).collect();
+    // A latent frame is several frames: those next to what is known stay near to it.
+    let shares: Vec<f64> =
+        (1..=plan.free).map(|i| eased(i as f64 / (plan.free + 1) as f64)).collect();
     let still = |frame: i64| {
         let mut size = latents.size();
         size[2] = plan.free;

@@ -9,6 +9,7 @@ mod conditioning;
 mod continuation;
 mod decode;
 mod denoise;
+mod detail;
 mod folder;
 mod image;
 mod load;
