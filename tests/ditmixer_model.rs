@@ -248,6 +248,29 @@ fn a_bridge_that_is_asked_for_joins_streams_that_run_side_by_side() {
     }
 }
 
+fn latency_of(rig: &MixRig) -> u64 {
+    let mut query = gst::query::Latency::new();
+    assert!(rig.mixer.query(&mut query));
+    query.result().1.nseconds()
+}
+
+#[test]
+fn the_latency_holds_the_longest_bridge_that_was_asked_for() {
+    let _serial = init();
+    let model = model(TINY);
+    let rig = rig(&model, "mode=bridge transition-duration=160000000");
+    rig.start();
+    rig.push(0..3);
+    rig.wait_frames(2);
+    // The bridge and four frames behind it are collected and made, out in one before it is due, and the base's own.
+    let of_bridge = |gap: u64| ((gap + 4 - 1) + (gap + 4) + 1 + 1) * STEP;
+    assert_eq!(latency_of(&rig), of_bridge(4));
+    assert!(rig.mixer.emit_by_name::<bool>("transition", &[&(12 * STEP)]));
+    rig.push(3..30);
+    on_time(&rig.finish(), RATE);
+    assert_eq!(latency_of(&rig), of_bridge(12));
+}
+
 #[test]
 fn the_latency_is_that_of_the_mode() {
     let _serial = init();
@@ -256,11 +279,7 @@ fn the_latency_is_that_of_the_mode() {
     rig.start();
     rig.push(0..3);
     rig.wait_frames(2);
-    let latency = || {
-        let mut query = gst::query::Latency::new();
-        assert!(rig.mixer.query(&mut query));
-        query.result().1.nseconds()
-    };
+    let latency = || latency_of(&rig);
     assert_eq!(latency(), STEP);
     rig.mixer.set_property_from_str("mode", "interpolate");
     rig.push(3..9);

@@ -360,6 +360,22 @@ fn unusual_streams_end_in_one_error_or_none() {
 }
 
 #[test]
+fn high_dynamic_range_is_refused_with_a_way_out() {
+    let _serial = init();
+    let hdr =
+        "video/x-raw,format=P010_10LE,width=64,height=32,framerate=25/1,colorimetry=bt2100-pq";
+    let rig = MixRig::new(PLAIN, &[&rgb(SIZE, RATE), hdr], ANY);
+    rig.start();
+    rig.inputs[0].push_frames(0..3, RATE, a);
+    let _ = rig.inputs[1].push(0, STEP, vec![0; 64 * 32 * 3]);
+    rig.inputs.iter().for_each(mixer::Input::end);
+    assert!(rig.outcome().is_err());
+    let errors = rig.errors_of(&rig.mixer);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("dynamic range"), "{errors:?}");
+}
+
+#[test]
 fn states_cycle() {
     let _serial = init();
     let rig = MixRig::pair(&format!("{PLAIN} mix=0.5"));

@@ -28,7 +28,7 @@ use super::{DitMixMode, DitMixerPad};
 use crate::elements::loading::{self, Progress};
 use crate::elements::metadata;
 use crate::elements::report::FirstError;
-use crate::frames::{Painter, Reader};
+use crate::frames::{self, Painter, Reader};
 use crate::pipeline::RgbFrame;
 use crate::session::{MixFeed, Model, locked};
 
@@ -57,6 +57,8 @@ pub(super) struct State {
     pub current: Option<usize>,
     pub parked: Vec<(String, gst::FormattedSegment<gst::ClockTime>)>,
     pub mix_before: Option<f64>,
+    /// The longest bridge that was asked for, in nanoseconds: the latency has to hold it.
+    longest: u64,
 }
 
 /// A model in use.
@@ -291,6 +293,13 @@ impl AggregatorImpl for DitMixer {
         pad: &gst_base::AggregatorPad,
         event: gst::Event,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        if let gst::EventView::Caps(caps) = event.view()
+            && let Ok(info) = gst_video::VideoInfo::from_caps(caps.caps())
+            && let Err(error) = frames::check_readable(&info)
+        {
+            self.obj().post_error_message(loading::error_message(&error));
+            return Err(gst::FlowError::NotNegotiated);
+        }
         self.parent_sink_event_pre_queue(pad, self.parked(pad, event))
     }
 
@@ -470,6 +479,8 @@ impl DitMixer {
         };
         let chunk = match mode {
             DitMixMode::Bridge => {
+                // It does not shrink again: frames on their way would be late.
+                let duration = duration.max(locked(&self.state).longest);
                 let gap = (duration / frame.max(1)).max(1) as usize;
                 (gap + sides(feed.model().info(), gap).1) as u64
             }
@@ -517,7 +528,9 @@ impl DitMixer {
         if !enough || state.transition.is_some() || state.wanted.is_some() {
             return false;
         }
-        state.wanted = Some(if duration == 0 { usual } else { duration });
+        let duration = if duration == 0 { usual } else { duration };
+        state.wanted = Some(duration);
+        state.longest = state.longest.max(duration);
         true
     }
 }
