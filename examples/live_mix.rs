@@ -2,8 +2,8 @@
 //! Mixes two live streams while a controller sweeps `mix` back and forth, and watches that timestamps are exact, that
 //! both ends are the streams byte for byte, and that memory stays flat.
 //!
-//! `cargo run --release --example live_mix -- [SECONDS] [PROPERTIES OF ditmixer...]`, for example
-//! `-- 600 steps=4 processing-latency=1000000000`
+//! `cargo run --release --example live_mix -- [SECONDS] [FRAMES A SECOND] [PROPERTIES OF ditmixer...]`, for example
+//! `-- 600 16 steps=4 processing-latency=1000000000`; fewer frames a second than 16 for a machine that is slower or busy.
 //!
 //! It ends with 1 if anything was not as it should be.
 
@@ -15,8 +15,7 @@ use anyhow::{Context, Result, ensure};
 use gst::prelude::*;
 use gst_controller::prelude::*;
 
-const CAPS: &str = "video/x-raw,format=RGB,width=224,height=128,framerate=16/1";
-const FRAME: u64 = 62_500_000;
+const SIZE: &str = "video/x-raw,format=RGB,width=224,height=128";
 /// Seconds at one stream, on the way, at the other, and on the way back.
 const COURSE: [u64; 4] = [2, 3, 2, 3];
 /// Memory that may come and go, in MiB.
@@ -32,6 +31,8 @@ struct Seen {
     gaps: Vec<(u64, u64)>,
     exact: [u64; 2],
     inexact: Vec<u64>,
+    /// Playing time of a frame in nanoseconds.
+    frame: u64,
     messages: HashMap<String, u64>,
 }
 
@@ -66,18 +67,26 @@ fn main() -> Result<()> {
     gstdit::plugin_register_static()?;
     let mut args = std::env::args().skip(1);
     let seconds: u64 = args.next().map_or(Ok(30), |text| text.parse()).context("SECONDS")?;
-    let properties: Vec<String> = args.collect();
+    let mut properties: Vec<String> = args.collect();
+    let rate = properties.first().and_then(|text| text.parse().ok());
+    if rate.is_some() {
+        properties.remove(0);
+    }
+    let rate: u64 = rate.unwrap_or(16);
+    ensure!((1..=1000).contains(&rate), "FRAMES A SECOND: {rate}");
+    let caps = format!("{SIZE},framerate={rate}/1");
     let line = format!(
-        "ditmixer name=mixer {} ! {CAPS} ! fakesink name=sink sync=true \
-         videotestsrc is-live=true pattern=ball ! {CAPS} ! queue ! mixer.sink_0 \
-         videotestsrc is-live=true pattern=pinwheel horizontal-speed=2 ! {CAPS} ! queue ! mixer.sink_1",
+        "ditmixer name=mixer {} ! {caps} ! fakesink name=sink sync=true \
+         videotestsrc is-live=true pattern=ball ! {caps} ! queue ! mixer.sink_0 \
+         videotestsrc is-live=true pattern=pinwheel horizontal-speed=2 ! {caps} ! queue ! mixer.sink_1",
         properties.join(" ")
     );
     let pipeline =
         gst::parse::launch(&line)?.downcast::<gst::Pipeline>().ok().context("pipeline")?;
     let mixer = pipeline.by_name("mixer").context("mixer")?;
     steer(&mixer, seconds)?;
-    let seen = Arc::new(Mutex::new(Seen::default()));
+    let frame = 1_000_000_000 / rate;
+    let seen = Arc::new(Mutex::new(Seen { frame, ..Seen::default() }));
     watch(&pipeline, &mixer, &seen)?;
     pipeline.set_state(gst::State::Playing)?;
     let memory = run(&pipeline, &seen, seconds)?;
@@ -131,14 +140,16 @@ fn watch(pipeline: &gst::Pipeline, mixer: &gst::Element, seen: &Arc<Mutex<Seen>>
 }
 
 fn output(seen: &mut Seen, hash: u64, pts: u64) {
-    if let Some(last) = seen.last.filter(|last| pts != last + FRAME) {
+    let frame = seen.frame;
+    // Rates that do not divide a second round to either side.
+    if let Some(last) = seen.last.filter(|last| pts.abs_diff(last + frame) > 1) {
         seen.gaps.push((last, pts));
     }
     seen.last = Some(pts);
     seen.frames += 1;
     let Some(stream) = end_at(pts) else { return };
     // A live source's frames lie off the output's grid by less than a frame: any that was on show in this time counts.
-    let shown = seen.inputs[stream].range(pts.saturating_sub(2 * FRAME)..pts + 2 * FRAME);
+    let shown = seen.inputs[stream].range(pts.saturating_sub(2 * frame)..pts + 2 * frame);
     if shown.into_iter().any(|(_, input)| *input == hash) {
         seen.exact[stream] += 1;
     } else {

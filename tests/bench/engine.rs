@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MPL-2.0
-//! The benchmark: frames a second of `ditsrc` from source to sink, start to first frame, peak memory, milliseconds of
-//! each stage of the engine, and how long a registry scan of the plugin takes.
+//! The benchmark: frames a second of the elements from source to sink, start to first frame, peak memory, flicker,
+//! milliseconds of each stage of the engine, and how long a registry scan of the plugin takes.
 //!
 //! `cargo bench --bench engine [-- OUT.json]`. Each case runs in a process of its own, so that peak memory and start-up
 //! are its own. Results that are kept lie in `tests/bench/runs/<date>-<machine>.json`; a figure is worth keeping
@@ -8,6 +8,7 @@
 
 mod machine;
 mod stages;
+mod streams;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,11 +30,20 @@ const CASES: [(&str, &str, &str, u32); 6] = [
     ("single image 2048x2048", "", "video/x-raw,width=2048,height=2048", 1),
 ];
 const STAGES: &str = "--stages";
+/// Options that run one case, of `ditsrc` or of the other elements, in this process.
+const CASE: &str = "--case=";
+const STREAM: &str = "--stream=";
+/// Titles and keys of the figures of a row.
+type Columns<'a> = &'a [(&'a str, &'a str)];
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    if let Some(case) = args.first().and_then(|arg| arg.strip_prefix("--case=")) {
+    if let Some(case) = args.first().and_then(|arg| arg.strip_prefix(CASE)) {
         println!("{}", run_case(case.parse()?)?);
+        return Ok(());
+    }
+    if let Some(case) = args.first().and_then(|arg| arg.strip_prefix(STREAM)) {
+        println!("{}", streams::run_case(case.parse()?)?);
         return Ok(());
     }
     if args.first().is_some_and(|arg| arg == STAGES) {
@@ -42,7 +52,9 @@ fn main() -> Result<()> {
     }
     let (machine, commit) = (machine::describe(), machine::commit());
     println!("{machine}\ncommit {commit}\n");
-    let cases = print_cases()?;
+    let cases = print_table("`ditsrc`", CASE, CASES.map(|case| case.0).as_slice(), SOURCE_COLUMNS)?;
+    let names = streams::CASES.map(|case| case.0);
+    let streams = print_table("video in", STREAM, names.as_slice(), STREAM_COLUMNS)?;
     let stages = in_child(STAGES)?;
     print_stages(&stages);
     let scan = scan_ms()?;
@@ -52,6 +64,7 @@ fn main() -> Result<()> {
         "commit": commit,
         "machine": machine,
         "cases": cases,
+        "streams": streams,
         "stages": stages,
         "scan_ms": scan,
     });
@@ -70,21 +83,38 @@ fn in_child(argument: &str) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("the figures of {argument}"))
 }
 
-fn print_cases() -> Result<Vec<Value>> {
-    const COLUMNS: [(&str, &str); 5] = [
-        ("frames/s", "fps"),
-        ("first frame ms", "first_frame_ms"),
-        ("denoise a chunk ms", "ms_denoise"),
-        ("decode it ms", "ms_decode"),
-        ("peak MiB", "peak_mib"),
-    ];
-    println!("| `ditsrc` | {} |", COLUMNS.map(|(title, _)| title).join(" | "));
-    println!("|---|{}", "---|".repeat(COLUMNS.len()));
+const SOURCE_COLUMNS: Columns<'_> = &[
+    ("frames/s", "fps"),
+    ("first frame ms", "first_frame_ms"),
+    ("denoise a chunk ms", "ms_denoise"),
+    ("decode it ms", "ms_decode"),
+    ("peak MiB", "peak_mib"),
+];
+const STREAM_COLUMNS: Columns<'_> = &[
+    ("frames/s", "fps"),
+    ("ms a frame", "ms_frame"),
+    ("first frame ms", "first_frame_ms"),
+    ("flicker of the input", "flicker_input"),
+    ("of the output", "flicker_output"),
+    ("peak MiB", "peak_mib"),
+];
+
+/// Runs cases, each in a process of its own, and prints a row of figures for each.
+fn print_table(
+    title: &str,
+    option: &str,
+    names: &[&str],
+    columns: Columns<'_>,
+) -> Result<Vec<Value>> {
+    let titles: Vec<&str> = columns.iter().map(|(title, _)| *title).collect();
+    println!("\n| {title} | {} |", titles.join(" | "));
+    println!("|---|{}", "---|".repeat(columns.len()));
     let mut rows = Vec::new();
-    for (index, (name, ..)) in CASES.iter().enumerate() {
-        let row = in_child(&format!("--case={index}"))?;
+    for (index, name) in names.iter().enumerate() {
+        let row = in_child(&format!("{option}{index}"))?;
         let figure = |key: &str| row[key].as_f64().map_or("-".to_owned(), |v| format!("{v:.1}"));
-        println!("| {name} | {} |", COLUMNS.map(|(_, key)| figure(key)).join(" | "));
+        let found: Vec<String> = columns.iter().map(|(_, key)| figure(key)).collect();
+        println!("| {name} | {} |", found.join(" | "));
         rows.push(row);
     }
     Ok(rows)
@@ -116,7 +146,26 @@ fn run_case(index: usize) -> Result<Value> {
     );
     let pipeline =
         gst::parse::launch(&line)?.downcast::<gst::Pipeline>().ok().context("a pipeline")?;
-    let times = Arc::new(Mutex::new(Vec::with_capacity(frames as usize)));
+    let started = Instant::now();
+    let (times, stats) = play(&pipeline, "src")?;
+    let stat = |field: &str| stats.get::<f64>(field).ok();
+    let mut row = figures(&times, started, info.first_chunk_frames() as usize)?;
+    let more = json!({
+        "case": name,
+        "line": line,
+        "ms_denoise": stat("ms-denoise"),
+        "ms_decode": stat("ms-decode"),
+        "peak_mib": machine::peak_mib(),
+    });
+    if let (Some(row), Value::Object(more)) = (row.as_object_mut(), more) {
+        row.extend(more);
+    }
+    Ok(row)
+}
+
+/// Plays a pipeline to its end: when each frame came to its `sink`, and the statistics of one of its elements.
+fn play(pipeline: &gst::Pipeline, element: &str) -> Result<(Vec<Instant>, gst::Structure)> {
+    let times = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&times);
     let pad = pipeline
         .by_name("sink")
@@ -126,7 +175,6 @@ fn run_case(index: usize) -> Result<Value> {
         seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(Instant::now());
         gst::PadProbeReturn::Ok
     });
-    let started = Instant::now();
     pipeline.set_state(gst::State::Playing)?;
     let bus = pipeline.bus().context("a bus")?;
     for message in bus.iter_timed(gst::ClockTime::NONE) {
@@ -136,25 +184,25 @@ fn run_case(index: usize) -> Result<Value> {
             _ => {}
         }
     }
-    let source = pipeline.by_name("src").context("the source")?;
-    let stats = source.property::<gst::Structure>("stats");
+    let element = pipeline.by_name(element).context("the element")?;
+    let stats = element.property::<gst::Structure>("stats");
     pipeline.set_state(gst::State::Null)?;
-    let times = times.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let (first, last) = (*times.first().context("a frame")?, *times.last().context("a frame")?);
-    let stat = |field: &str| stats.get::<f64>(field).ok();
-    // The first chunk is there when its first frame comes: what was made after that is all the later ones.
-    let later = times.len() as i64 - info.first_chunk_frames();
-    let fps = (later > 0).then(|| later as f64 / (last - first).as_secs_f64());
+    let times = std::mem::take(&mut *times.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    Ok((times, stats))
+}
+
+/// What the times of frames say; `first` of them were there when the first one came.
+fn figures(times: &[Instant], started: Instant, first: usize) -> Result<Value> {
+    let (begin, end) = (*times.first().context("a frame")?, *times.last().context("a frame")?);
+    // What was made after that is all the later ones.
+    let later = times.len().saturating_sub(first);
+    let fps = (later > 0).then(|| later as f64 / (end - begin).as_secs_f64());
     Ok(json!({
-        "case": name,
-        "line": line,
         "frames": times.len(),
         "fps": fps,
-        "first_frame_ms": (first - started).as_secs_f64() * 1e3,
-        "total_s": (last - started).as_secs_f64(),
-        "ms_denoise": stat("ms-denoise"),
-        "ms_decode": stat("ms-decode"),
-        "peak_mib": machine::peak_mib(),
+        "ms_frame": fps.map(|fps| 1e3 / fps),
+        "first_frame_ms": (begin - started).as_secs_f64() * 1e3,
+        "total_s": (end - started).as_secs_f64(),
     }))
 }
 
