@@ -344,10 +344,7 @@ mod tests {
     #[test]
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     fn trimming_gives_freed_memory_back() {
-        let resident = || {
-            let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-            text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
-        };
+        let resident = || system_bytes("/proc/self/status", "VmRSS:").unwrap();
         // Small enough for the heap; what lies above keeps the heap from shrinking by itself.
         let mut tensors: Vec<Tensor> =
             (0..2000).map(|_| Tensor::ones([1 << 14], (Kind::Float, Device::Cpu))).collect();
