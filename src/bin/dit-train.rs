@@ -258,6 +258,9 @@ struct EvalArgs {
     /// Clips of one second to judge.
     #[arg(long, default_value_t = 200)]
     prompts: u64,
+    /// Judge single pictures instead of clips; motion is then left out.
+    #[arg(long)]
+    stills: bool,
     /// Clips that the autoencoder reconstructs; 0 for none.
     #[arg(long, default_value_t = 32)]
     reconstructions: u64,
@@ -282,6 +285,7 @@ impl EvalArgs {
             out: self.common.out,
             models: self.model,
             prompts: self.prompts,
+            stills: self.stills,
             reconstructions: self.reconstructions,
             long_prompts: self.long_prompts,
             long_seconds: self.long_seconds,

@@ -119,11 +119,13 @@ impl MixFeed {
         let desk = Arc::new((Mutex::new(Desk::default()), Condvar::new()));
         let (told, filled) = (desk.clone(), desk.clone());
         let on_event = move |event: Event| {
-            if matches!(event, Event::Failed(_)) {
+            let failed = matches!(event, Event::Failed(_));
+            // Why it failed is told before anything stops for it.
+            events(event);
+            if failed {
                 locked(&told.0).failed = true;
                 told.1.notify_all();
             }
-            events(event);
         };
         let on_result = move |finished: Finished<(Vec<Arc<RgbFrame>>, Timings)>| {
             let spent = finished.spent;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MPL-2.0
-//! One second of video for each prompt, judged.
+//! One second of video, or a picture, for each prompt, judged.
 
 use std::time::Instant;
 
@@ -17,6 +17,9 @@ use crate::training::world::{Attributes, Scene};
 
 /// Clips kept for a contact sheet.
 const KEPT: usize = 8;
+
+/// Place of motion among the attributes.
+const MOTION: usize = 2;
 
 /// Whose clips are judged.
 pub(super) enum Subject<'a> {
@@ -36,8 +39,12 @@ impl Subject<'_> {
         }
     }
 
-    fn frames(&self, scene: &Scene, prompt: &str, seed: u64) -> Result<Vec<RgbFrame>> {
-        let count = second(self.native());
+    fn frames(
+        &self,
+        scene: &Scene,
+        prompt: &str,
+        (seed, count): (u64, usize),
+    ) -> Result<Vec<RgbFrame>> {
         match self {
             Self::World(native) => Ok(drawn(scene, native, count, 0)),
             Self::Model { pipeline, sampling } => {
@@ -121,11 +128,15 @@ pub(super) fn judged(options: &EvalOptions, subject: &Subject<'_>) -> Result<Cli
     };
     let progress = Progress::new(&name, options.prompts, 0, 0);
     let started = Instant::now();
+    let count = if options.stills { 1 } else { second(subject.native()) };
     for index in 0..options.prompts {
         let (scene, prompt) = prompt(options, index);
-        let frames = subject.frames(&scene, &prompt, options.seed + index)?;
+        let frames = subject.frames(&scene, &prompt, (options.seed + index, count))?;
         let seen = seen(&frames);
-        let answers = seen.compare(&scene.attributes);
+        let mut answers = seen.compare(&scene.attributes);
+        if options.stills {
+            answers[MOTION] = None;
+        }
         let right = clips.by_wording[(index % 2) as usize].add(answers);
         clips.flicker += flicker(&frames) / options.prompts as f64;
         clips.difference += mean_difference(&frames) / options.prompts as f64;

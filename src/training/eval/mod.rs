@@ -35,6 +35,8 @@ pub struct EvalOptions {
     pub out: PathBuf,
     /// Clips to judge: every combination is asked for twice, in the canonical caption and in another one.
     pub prompts: u64,
+    /// Single pictures instead of clips; motion is then not judged.
+    pub stills: bool,
     /// Clips that the autoencoder reconstructs.
     pub reconstructions: u64,
     /// Long videos, for seams and drift.
