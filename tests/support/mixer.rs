@@ -125,6 +125,8 @@ impl MixRig {
     pub fn remove(&mut self, index: usize) {
         let input = self.inputs.remove(index);
         let pad = input.pad();
+        // The pipeline may still be on its way to playing, and would take its element along.
+        input.0.set_locked_state(true);
         input.0.set_state(gst::State::Null).unwrap();
         input.0.static_pad("src").unwrap().unlink(&pad).unwrap();
         self.mixer.release_request_pad(&pad);

@@ -88,11 +88,12 @@ pub fn plot(options: &ScalingOptions) -> Result<()> {
         .with_context(|| path.display().to_string())
 }
 
-/// The points of an attribute, by rising compute.
+/// The points of an attribute, by rising compute; none for a model of which it was not judged, as motion in stills.
 fn points(name: &str, models: &[Value], compute: &[f64]) -> Result<Vec<Point>> {
     let mut points = models
         .iter()
         .zip(compute)
+        .filter(|(model, _)| model[name]["judged"].as_u64() != Some(0))
         .map(|(model, &compute)| {
             let figure = |key: &str| {
                 model[name][key].as_f64().with_context(|| format!("no number at {name}.{key}"))
