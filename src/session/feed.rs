@@ -241,13 +241,13 @@ impl<P: Process> Client for Queue<P> {
     }
 
     fn fail(&self, error: Arc<Error>) {
-        // The owner is told why before the first job is refused; no result comes any more.
-        self.send(Event::Failed(error));
+        // No result comes any more; the owner is told of it once.
         let dropped = {
             let mut state = self.lock();
             state.failed = true;
             std::mem::take(&mut state.jobs)
         };
         drop(dropped);
+        self.send(Event::Failed(error));
     }
 }

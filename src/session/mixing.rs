@@ -142,9 +142,17 @@ impl MixFeed {
         self.feed.model()
     }
 
-    /// Adds a job; None when the model cannot be used.
+    /// Adds a job; None when the model cannot be used, of which the owner has been told by then, or when flushing.
     pub fn submit(&self, job: MixJob) -> Option<u64> {
-        self.feed.submit(job)
+        let ticket = self.feed.submit(job);
+        if ticket.is_none() {
+            // Who stops for it must not be faster than the message that says why.
+            let mut desk = locked(&self.desk.0);
+            while !desk.failed && !desk.flushing {
+                desk = self.desk.1.wait(desk).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        ticket
     }
 
     /// Jobs without a result.
