@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor};
 
 use super::batch::{Sampler, SamplerOptions};
@@ -79,6 +79,8 @@ pub fn text_encoder_config(vocab_size: i64) -> Umt5Config {
 /// # Errors
 /// When a folder is missing, cannot be written or holds the state of another model.
 pub fn train(options: &DitOptions) -> Result<()> {
+    let share = options.clip_share;
+    ensure!((0.0..=1.0).contains(&share), "--clip-share: found {share}, expected 0 to 1");
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     tch::manual_seed(options.seed as i64);
     let tokenizer = options.out.join("tokenizer");

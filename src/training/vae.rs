@@ -80,7 +80,7 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     let vae = model()?;
     let workers = worker_count(options.workers, options.device);
     let crew = (0..workers)
-        .map(|_| Ok(Worker { vae: model()?, options, share: 1.0 / workers as f64 }))
+        .map(|_| Ok(Worker { vae: model()?, options, count: workers as u64 }))
         .collect::<Result<Vec<_>>>()?;
     let Source::Trainable(parameters) = &source else { unreachable!("made trainable above") };
     quiet_posterior(parameters, config.z_dim);
@@ -187,14 +187,17 @@ fn inflate(parameters: &Parameters) {
 struct Worker<'a> {
     vae: AutoencoderKLWan,
     options: &'a VaeOptions,
-    share: f64,
+    /// Workers in all: each has its share of every step.
+    count: u64,
 }
 
 impl Work for Worker<'_> {
     fn work(&mut self, number: u64) -> Result<f64> {
-        let (video, weights) = batch(number, self.options);
+        // Batches are counted over all workers, steps are not.
+        let images = number < self.options.image_steps * self.count;
+        let (video, weights) = batch(number, images, self.options);
         let loss = loss(&self.vae, (&video, &weights), self.options.kl_weight);
-        (&loss * self.share).backward();
+        (&loss / self.count as f64).backward();
         Ok(loss.double_value(&[]))
     }
 }
@@ -226,8 +229,7 @@ fn edges(difference: &Tensor) -> Tensor {
 
 /// One batch `[B, 3, F, H, W]` in [-1, 1] and its weights `[B, 1, F, H, W]`, a pure function of the step: crops of freshly
 /// drawn clips.
-fn batch(step: u64, options: &VaeOptions) -> (Tensor, Tensor) {
-    let images = step < options.image_steps * worker_count(options.workers, options.device) as u64;
+fn batch(step: u64, images: bool, options: &VaeOptions) -> (Tensor, Tensor) {
     let shapes: &[(i64, i64, i64)] = if images { &IMAGES } else { &CLIPS };
     let (per_unit, frames, size) = shapes[(step % shapes.len() as u64) as usize];
     let clips = (per_unit * options.batch / 8).max(1);
