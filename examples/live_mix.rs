@@ -90,6 +90,7 @@ fn main() -> Result<()> {
     watch(&pipeline, &mixer, &seen)?;
     pipeline.set_state(gst::State::Playing)?;
     let memory = run(&pipeline, &seen, seconds)?;
+    println!("{}", mixer.property::<gst::Structure>("stats"));
     pipeline.set_state(gst::State::Null)?;
     let seen = locked(&seen);
     report(&seen, &memory)

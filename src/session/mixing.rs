@@ -160,15 +160,9 @@ impl MixFeed {
         self.feed.pending()
     }
 
-    /// The result of a job if it is there.
-    pub fn take(&self, ticket: u64) -> Option<Result<MixedFrames>> {
-        locked(&self.desk.0).results.remove(&ticket)
-    }
-
-    /// Forgets the results of all jobs before `ticket`.
-    pub fn forget_before(&self, ticket: u64) {
-        let mut desk = locked(&self.desk.0);
-        desk.results = desk.results.split_off(&ticket);
+    /// Every result that is there, by ticket.
+    pub fn take_all(&self) -> BTreeMap<u64, Result<MixedFrames>> {
+        std::mem::take(&mut locked(&self.desk.0).results)
     }
 
     /// Waits for the result of a job, `patience` long where that is given.

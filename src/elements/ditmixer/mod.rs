@@ -19,7 +19,9 @@
 //! Streams are aligned by running time; slower ones repeat frames, what ends early is held or replaced (`on-missing`).
 //! In `mode=bridge` files wait for each other instead. A file waits for the model, a live stream does not: a frame that
 //! is not ready when it is due goes out as a crossfade, with a QoS message and `dit-degraded`, and the model is asked for
-//! fewer steps. The latency is that of two chunks and one frame; with `mode=crossfade` it is one frame.
+//! fewer steps. The latency is that of two chunks and one frame; with `mode=crossfade` it is one frame. Live frames leave one
+//! frame before they are shown, those of a stream alone as well: a sink holds on to what comes early, and to this element's
+//! thread, which then takes in nothing.
 //!
 //! A `tee` that feeds both pads needs a `queue` on each branch, and so does every live source.
 //!

@@ -260,7 +260,7 @@ impl DitMixer {
         let Some(bridge) = bridge else { return Ok(()) };
         let (before, after) = sides(info, bridge.gap.len());
         let (gap, job) = bridge.into_job(before, after, |prompts| self.controls(feed, prompts));
-        let Some(ticket) = feed.submit(job) else { return Err(gst::FlowError::Error) };
+        let Some(ticket) = feed.submit(job) else { return Err(self.refusal()) };
         let mut flow = locked(&self.flow);
         for (index, number) in gap.into_iter().enumerate() {
             if let Some(ask) = flow.ask_of(number) {
@@ -268,6 +268,11 @@ impl DitMixer {
             }
         }
         Ok(())
+    }
+
+    /// What a job that the feed did not take means for the stream.
+    fn refusal(&self) -> gst::FlowError {
+        if self.is_flushing() { gst::FlowError::Flushing } else { gst::FlowError::Error }
     }
 
     /// A picture of the output's kind as the model takes it.
@@ -322,7 +327,7 @@ impl DitMixer {
             return Ok(());
         }
         let job = MixJob::Mix { frames: chunk.frames, controls, restart: chunk.restart };
-        let Some(ticket) = feed.submit(job) else { return Err(gst::FlowError::Error) };
+        let Some(ticket) = feed.submit(job) else { return Err(self.refusal()) };
         for (index, number) in chunk.shown_by.into_iter().enumerate() {
             if let Some(ask) = number.and_then(|number| flow.ask_of(number)) {
                 *ask = Ask::Job { ticket, index };
@@ -367,7 +372,7 @@ impl DitMixer {
                 Next::Wait(ticket, patience) => {
                     let Some(feed) = &feed else { return Err(gst::FlowError::Error) };
                     match feed.wait(ticket, patience) {
-                        Ok(result) => self.deliver(ticket, result)?,
+                        Ok(result) => self.take_in(&mut locked(&self.flow), ticket, result),
                         Err(MixStop::Interrupted) if live.is_some() && self.live().is_some() => {
                             // Its time is over; the next look lets it go.
                             if self.is_flushing() {
@@ -393,23 +398,31 @@ impl DitMixer {
         live: Option<Live>,
         drain: bool,
     ) -> Next {
+        if let Some(feed) = feed {
+            // Those that are too late as well: their time says how much the model can do.
+            for (ticket, result) in feed.take_all() {
+                self.take_in(flow, ticket, result);
+            }
+        }
         let held = flow.held.len();
         let Some(head) = flow.held.front() else { return Next::Later };
         let (ask, due) =
             (head.ask, live.map(|live| (live.now, head.slot.running_time() + live.allowance)));
         let overdue = due.is_some_and(|(now, due)| now >= due);
+        if let Some((now, due)) = due
+            && !drain
+        {
+            // A frame that goes out waits in the sink for its time, and this thread with it, which has streams to take in:
+            // none goes before it is due, and what has come in comes first as long as there is time for it.
+            let slack = if self.inputs_wait() { self.frame_duration() / 2 } else { 0 };
+            if now < due + slack {
+                return Next::Later;
+            }
+        }
         let (Some(feed), Ask::Job { ticket, index }) = (feed, ask) else {
             let waits = ask == Ask::Chunk && !overdue && feed.is_some();
             return if waits && !drain { Next::Later } else { self.pop(flow, None) };
         };
-        if !flow.done.contains_key(&ticket)
-            && let Some(result) = feed.take(ticket)
-        {
-            match result {
-                Ok(mixed) => self.note_time(flow, ticket, mixed),
-                Err(error) => self.job_failed(flow, ticket, &error),
-            }
-        }
         if let Some(done) = flow.done.get(&ticket) {
             let mixed = done.frames.get(index).cloned();
             return self.pop(flow, mixed);
@@ -421,8 +434,8 @@ impl DitMixer {
         let enough = held > 2 * self.chunk_frames(feed);
         match due {
             None if drain || enough => Next::Wait(ticket, None),
-            Some((now, due)) if drain => Next::Wait(ticket, Some(Duration::from_nanos(due - now))),
-            _ => Next::Later,
+            None => Next::Later,
+            Some((now, due)) => Next::Wait(ticket, Some(Duration::from_nanos(due - now))),
         }
     }
 
@@ -435,17 +448,12 @@ impl DitMixer {
         Next::Emit(held, mixed)
     }
 
-    fn deliver(
-        &self,
-        ticket: u64,
-        result: crate::error::Result<MixedFrames>,
-    ) -> Result<(), gst::FlowError> {
-        let mut flow = locked(&self.flow);
+    /// A finished job: its frames wait for those that they are for.
+    fn take_in(&self, flow: &mut Flow, ticket: u64, result: crate::error::Result<MixedFrames>) {
         match result {
-            Ok(mixed) => self.note_time(&mut flow, ticket, mixed),
-            Err(error) => self.job_failed(&mut flow, ticket, &error),
+            Ok(mixed) => self.note_time(flow, ticket, mixed),
+            Err(error) => self.job_failed(flow, ticket, &error),
         }
-        Ok(())
     }
 
     fn note_time(&self, flow: &mut Flow, ticket: u64, mixed: MixedFrames) {
@@ -455,7 +463,10 @@ impl DitMixer {
         if let Some(ladder) = flow.ladder.as_mut().filter(|_| mixed.frames.len() > 1) {
             ladder.observe(mixed.spent, playing);
         }
-        flow.done.insert(ticket, mixed);
+        let waits = |held: &Held| matches!(held.ask, Ask::Job { ticket: of, .. } if of == ticket);
+        if flow.held.iter().any(waits) {
+            flow.done.insert(ticket, mixed);
+        }
     }
 
     /// Frames of a job without a result stay crossfades; what is wrong with it is told once.
@@ -532,6 +543,12 @@ impl DitMixer {
             lay_over(nearer, 1.0 - distance / ENDS, &pair.output, writable)?;
         }
         Ok(())
+    }
+
+    /// Whether every stream that goes on has a frame that was not taken in yet.
+    fn inputs_wait(&self) -> bool {
+        let mut playing = self.pads().into_iter().filter(|pad| !pad.is_eos()).peekable();
+        playing.peek().is_some() && playing.all(|pad| pad.has_buffer())
     }
 
     /// The clock, where the stream is live and plays.
