@@ -112,11 +112,18 @@ struct DitArgs {
     /// A finished `vae/` folder.
     #[arg(long)]
     vae: PathBuf,
+    /// A `dit-state.safetensors` of another run, from whose weights to start.
+    #[arg(long)]
+    from: Option<PathBuf>,
     #[arg(long, default_value_t = 40_000)]
     steps: u64,
     /// Steps on single images before clips come in.
     #[arg(long, default_value_t = 15_000)]
     image_steps: u64,
+    /// Steps over which stills begin with near objects in the plain look and become those of the world; then the same for
+    /// clips.
+    #[arg(long, default_value_t = 2000)]
+    simple_steps: u64,
     /// Share of steps on clips after that, 0 to 1.
     #[arg(long, default_value_t = 0.7)]
     clip_share: f64,
@@ -142,8 +149,10 @@ impl DitArgs {
             device: self.common.prepare()?,
             vae: self.vae,
             out: self.common.out,
+            from: self.from,
             steps: self.steps,
             image_steps: self.image_steps,
+            simple_steps: self.simple_steps,
             clip_share: self.clip_share,
             learning_rate: self.learning_rate,
             decay_steps: self.decay_steps,

@@ -6,7 +6,8 @@ use tch::{Device, Tensor};
 
 use super::emphasis;
 use super::vae::{FRAME_RATE, render};
-use super::world::{Attributes, Scene, Split};
+use super::world::draw::{Draws, mix64};
+use super::world::{Attributes, Scene, Split, Style};
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::nn::conv3d::FeatureCaches;
 
@@ -35,6 +36,9 @@ pub struct Bucket {
     first_index: u64,
 }
 
+/// How much nearer the object of the simplest stills is, and how much larger that of the simplest clips.
+const NEAREST: f32 = 2.0;
+const LARGEST: f32 = 0.5;
 /// Frames encoded in one call.
 const ENCODE_FRAMES: i64 = 33;
 
@@ -54,8 +58,8 @@ impl Bucket {
         self.entries.is_empty()
     }
 
-    /// Draws and encodes `count` more clips; the oldest make room.
-    pub fn refresh(&mut self, vae: &AutoencoderKLWan, count: usize, device: Device) {
+    /// Draws and encodes `count` more clips; the oldest make room. They are simpler than the world by `ease`, 0 to 1.
+    pub fn refresh(&mut self, vae: &AutoencoderKLWan, count: usize, ease: f32, device: Device) {
         let _no_grad = tch::no_grad_guard();
         let at_once = (ENCODE_FRAMES / self.shape.frames).max(1) as usize;
         let mut left = count;
@@ -64,13 +68,11 @@ impl Bucket {
             let scenes: Vec<(Scene, i64)> = (0..now as u64)
                 .map(|i| {
                     let index = self.first_index + self.drawn + i;
+                    let scene = Scene::from_index(index, Split::Train);
                     // Clips begin at the start of a motion, images at any moment of it.
-                    let moment = if self.shape.frames == 1 {
-                        (index.wrapping_mul(7) % 17) as i64
-                    } else {
-                        0
-                    };
-                    (Scene::from_index(index, Split::Train), moment)
+                    let still = self.shape.frames == 1;
+                    let moment = if still { (index.wrapping_mul(7) % 17) as i64 } else { 0 };
+                    (simpler(scene, ease, still), moment)
                 })
                 .collect();
             let size = (self.shape.width, self.shape.height);
@@ -103,6 +105,23 @@ impl Bucket {
     }
 }
 
+/// A scene whose object is the easier to learn the more `ease` there is, 0 to 1: larger (in stills nearer, which brings it to
+/// the middle as well), and more often in the plain look, as most styles change colours. Its seed decides by how much.
+fn simpler(mut scene: Scene, ease: f32, still: bool) -> Scene {
+    let mut draws = Draws::new(mix64(scene.seed ^ 0x51e9));
+    let more = ease * draws.unit();
+    if still {
+        scene.nearness = 1.0 + NEAREST * more;
+    } else {
+        scene.radius *= 1.0 + LARGEST * more;
+    }
+    let plain = Attributes { style: Style::None, ..scene.attributes };
+    if draws.unit() < 0.5 * ease && !plain.held_out() {
+        scene.attributes = plain;
+    }
+    scene
+}
+
 /// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip that begins at frame `moment`: those that the object touches
 /// count more.
 fn object_weights(scene: &Scene, moment: i64, size: &[i64]) -> Tensor {
@@ -123,6 +142,22 @@ mod tests {
 
     use super::super::world::Motion;
     use super::*;
+
+    #[test]
+    fn what_begins_simple_is_larger_and_never_held_out() {
+        for index in 0..300 {
+            let scene = Scene::from_index(index, Split::Train);
+            assert_eq!(simpler(scene, 0.0, true), scene);
+            assert_eq!(simpler(scene, 0.0, false), scene);
+            for still in [true, false] {
+                let simple = simpler(scene, 1.0, still);
+                let radius = |scene: &Scene| scene.placement(0.3, 1.75).radius;
+                assert!(radius(&simple) >= radius(&scene));
+                assert!(!simple.attributes.held_out());
+                assert_eq!(simple.attributes.motion, scene.attributes.motion);
+            }
+        }
+    }
 
     #[test]
     fn weights_follow_the_object() {

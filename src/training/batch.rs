@@ -18,8 +18,9 @@ const WINDOW_LATENT_FRAMES: i64 = 5;
 const CLIP_FRAMES: i64 = 33;
 /// How often a clip is met before another takes its place.
 const MEETINGS: f64 = 12.0;
-/// Shift of the noise levels of the default model.
-const SHIFT: f64 = 2.0;
+/// Shift of the noise levels: it is at high ones that colour and shape of an object are decided, as a latent has many channels
+/// to show through the noise.
+const SHIFT: f64 = 4.0;
 
 /// A stream of random numbers that is a pure function of seed and step.
 pub(super) struct Draws {
@@ -98,6 +99,8 @@ pub(super) struct SamplerOptions {
     pub seed: u64,
     /// Steps on single images before clips come in.
     pub image_steps: u64,
+    /// Steps over which stills, and clips once they come in, become as hard as the world.
+    pub simple_steps: u64,
     /// Share of steps on clips, once they have come in.
     pub clip_share: f64,
     /// Tokens of video in a batch.
@@ -124,14 +127,14 @@ impl Sampler {
             Bucket::new(Shape { width, height, frames }, capacity, first)
         };
         let images = vec![
-            bucket(224, 128, 1, 12_000),
-            bucket(128, 128, 1, 6_000),
-            bucket(128, 224, 1, 5_000),
+            bucket(224, 128, 1, 1_500),
+            bucket(128, 128, 1, 1_000),
+            bucket(128, 224, 1, 1_000),
         ];
         let clips = vec![
-            bucket(224, 128, CLIP_FRAMES, 3_000),
-            bucket(128, 128, CLIP_FRAMES, 1_500),
-            bucket(128, 224, CLIP_FRAMES, 1_000),
+            bucket(224, 128, CLIP_FRAMES, 600),
+            bucket(128, 128, CLIP_FRAMES, 300),
+            bucket(128, 224, CLIP_FRAMES, 200),
         ];
         Self { options, vae, images, clips }
     }
@@ -157,7 +160,10 @@ impl Batches for Sampler {
         } else {
             fresh as usize + usize::from(draws.unit() < fresh.fract())
         };
-        bucket.refresh(&self.vae, fresh, self.options.device);
+        // What is new begins simple: stills with the training, clips when they come in.
+        let taught = if clip { step - self.options.image_steps } else { step };
+        let ease = 1.0 - taught as f32 / self.options.simple_steps.max(1) as f32;
+        bucket.refresh(&self.vae, fresh, ease.max(0.0), self.options.device);
         let (mut latents, mut weights) = (Vec::new(), Vec::new());
         let (mut captions, mut levels) = (Vec::new(), Vec::new());
         for _ in 0..size {

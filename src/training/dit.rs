@@ -28,9 +28,14 @@ pub struct DitOptions {
     pub vae: PathBuf,
     /// Folder for the state, the sheets and the finished pipeline folder `model/`.
     pub out: PathBuf,
+    /// A `dit-state.safetensors` of another run, from whose weights to start.
+    pub from: Option<PathBuf>,
     pub steps: u64,
     /// Steps on single images before clips come in.
     pub image_steps: u64,
+    /// Steps over which stills begin with near objects in the plain look and become those of the world; then the same for
+    /// clips.
+    pub simple_steps: u64,
     /// Share of steps on clips after that, 0 to 1.
     pub clip_share: f64,
     pub learning_rate: f64,
@@ -104,6 +109,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
         save_every: options.save_every,
         hyper: Hyper { ema_decay: 0.999, ..Hyper::default() },
         state: options.out.join("dit-state.safetensors"),
+        from: options.from.clone(),
     };
     let count = worker_count(options.workers, options.device);
     let batches = |worker: usize, step: u64| {
@@ -111,6 +117,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
             // Workers draw different clips.
             seed: options.seed + 1000 * worker as u64,
             image_steps: options.image_steps * count as u64,
+            simple_steps: options.simple_steps * count as u64,
             clip_share: options.clip_share,
             batch_tokens: options.batch_tokens / count as i64,
             device: options.device,

@@ -219,6 +219,22 @@ impl AdamW {
         Ok(safetensors::write(path, tensors)?)
     }
 
+    /// Takes over the weights of what [`AdamW::save`] wrote; moments, averages and steps begin anew.
+    ///
+    /// # Errors
+    /// As [`AdamW::resume`].
+    pub fn start_from(&mut self, path: &Path) -> Result<()> {
+        self.resume(path)?;
+        let _no_grad = tch::no_grad_guard();
+        for e in self.entries.values_mut() {
+            let _ = e.mean.zero_();
+            let _ = e.square.zero_();
+        }
+        self.restart_averages();
+        self.step = 0;
+        Ok(())
+    }
+
     /// Continues from what [`AdamW::save`] wrote.
     ///
     /// # Errors
@@ -284,6 +300,14 @@ mod tests {
         let whole = run(200, false);
         assert!((&whole - 2.0).abs().max().double_value(&[]) < 0.05);
         let _ = run(90, false);
+        let mut other = AdamW::new(
+            vec![("x".into(), Tensor::zeros([3], (Kind::Float, Device::Cpu)))],
+            Hyper::default(),
+        );
+        other.start_from(&path).unwrap();
+        assert_eq!(other.steps(), 0);
+        let taken = other.averages().remove(0).1.double_value(&[0]);
+        assert!(taken > 0.5, "{taken}");
         let resumed = run(200, true);
         assert_eq!(Vec::<f32>::try_from(whole).unwrap(), Vec::<f32>::try_from(resumed).unwrap());
     }

@@ -161,6 +161,8 @@ pub struct Plan {
     pub hyper: Hyper,
     /// The file that a run resumes from.
     pub state: PathBuf,
+    /// A state of another run, from whose weights this one starts.
+    pub from: Option<PathBuf>,
 }
 
 /// How many workers are meant: 0 for one a core, or one on a GPU.
@@ -194,6 +196,8 @@ pub(super) fn run<B: Batches>(
     let mut optimiser = AdamW::new(sources.named(), plan.hyper);
     if plan.state.exists() {
         optimiser.resume(&plan.state)?;
+    } else if let Some(from) = &plan.from {
+        optimiser.start_from(from)?;
     }
     optimiser.set_threads(workers);
     let crew = (0..)

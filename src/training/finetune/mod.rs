@@ -99,6 +99,7 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
         save_every: options.save_every,
         hyper: Hyper { ema_decay: 0.98, ..Hyper::default() },
         state: options.out.join(STATE),
+        from: None,
     };
     let count = worker_count(options.workers, options.device);
     let batches =

@@ -230,6 +230,9 @@ pub struct Scene {
     pub frequency: f32,
     /// Rotation of the object in radians.
     pub tilt: f32,
+    /// How many times nearer than usual the object is seen: 1 in the world itself, more where a training begins with what is
+    /// easy to see.
+    pub nearness: f32,
     /// Seed of the textures.
     pub seed: u64,
 }
@@ -260,6 +263,7 @@ impl Scene {
             phase: draws.unit(),
             frequency: 0.0,
             tilt: draws.between(-0.16, 0.16),
+            nearness: 1.0,
             seed: draws.next(),
         };
         scene.draw_motion(&mut draws);
@@ -329,7 +333,9 @@ impl Scene {
             }
             _ => {}
         }
-        Placement { x, y, radius }
+        let near = |at: f32| 0.5 + (at - 0.5) / self.nearness;
+        let largest = radius.max(0.42 * aspect.min(1.0));
+        Placement { x: near(x), y: near(y), radius: (radius * self.nearness).min(largest) }
     }
 
     /// How far through its period a periodic motion is, 0 to 1.
