@@ -70,7 +70,7 @@ fn scheduler() -> Value {
         "num_train_timesteps": 1000,
         "prediction_type": "sample",
         "use_flow_sigmas": true,
-        "flow_shift": 2.0,
+        "flow_shift": 4.0,
         "solver_order": 2,
         "solver_type": "bh2",
         "predict_x0": true,
