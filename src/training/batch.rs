@@ -162,8 +162,8 @@ impl Batches for Sampler {
         };
         // What is new begins simple: stills with the training, clips when they come in.
         let taught = if clip { step - self.options.image_steps } else { step };
-        let ease = 1.0 - taught as f32 / self.options.simple_steps.max(1) as f32;
-        bucket.refresh(&self.vae, fresh, ease.max(0.0), self.options.device);
+        let ease = ease(taught, self.options.simple_steps);
+        bucket.refresh(&self.vae, fresh, ease, self.options.device);
         let (mut latents, mut weights) = (Vec::new(), Vec::new());
         let (mut captions, mut levels) = (Vec::new(), Vec::new());
         for _ in 0..size {
@@ -198,9 +198,20 @@ impl Batches for Sampler {
     }
 }
 
+/// How much simpler than the world a step's new scenes are, 0 to 1: all the way at first, not at all from `steps` on.
+fn ease(step: u64, steps: u64) -> f32 {
+    steps.saturating_sub(step) as f32 / steps.max(1) as f32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scenes_become_those_of_the_world() {
+        assert_eq!([0, 5, 10, 11].map(|step| ease(step, 10)), [1.0, 0.5, 0.0, 0.0]);
+        assert_eq!([0, 1].map(|step| ease(step, 0)), [0.0, 0.0]);
+    }
 
     #[test]
     fn a_window_that_continues_is_never_free_at_one_level() {
