@@ -4,10 +4,11 @@
 
 use tch::{Device, Tensor};
 
+use super::attribute_head::PLACE;
 use super::emphasis;
 use super::vae::{FRAME_RATE, render};
 use super::world::draw::{Draws, mix64};
-use super::world::{Attributes, Scene, Split, Style};
+use super::world::{Attributes, Placement, Scene, Split, Style};
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::nn::conv3d::FeatureCaches;
 
@@ -20,11 +21,13 @@ pub struct Shape {
     pub frames: i64,
 }
 
-/// One clip: normalised latents `[z, T, h, w]`, their weights in the loss `[1, T, h, w]` and what it shows.
+/// One clip: normalised latents `[z, T, h, w]`, their weights in the loss `[1, T, h, w]`, what it shows, and where, `[T, 6]` as
+/// [`Truth`](super::attribute_head::Truth) has it.
 pub struct Entry {
     pub latents: Tensor,
     pub weights: Tensor,
     pub attributes: Attributes,
+    pub places: Tensor,
 }
 
 /// A ring of clips of one shape.
@@ -39,6 +42,10 @@ pub struct Bucket {
 /// How much nearer the object of the simplest stills is, and how much larger that of the simplest clips.
 const NEAREST: f32 = 2.0;
 const LARGEST: f32 = 0.5;
+/// How much larger than the world's an object may be at any time: outlines are learnt where there is room for them.
+const LARGER: f32 = 0.4;
+/// How much more latents that the object touches count than others.
+const OBJECT_WEIGHT: f32 = 8.0;
 /// Frames encoded in one call.
 const ENCODE_FRAMES: i64 = 33;
 
@@ -65,28 +72,25 @@ impl Bucket {
         let mut left = count;
         while left > 0 {
             let now = left.min(at_once);
-            let scenes: Vec<(Scene, i64)> = (0..now as u64)
+            let scenes: Vec<Scene> = (0..now as u64)
                 .map(|i| {
                     let index = self.first_index + self.drawn + i;
                     let scene = Scene::from_index(index, Split::Train);
-                    // Clips begin at the start of a motion, images at any moment of it.
-                    let still = self.shape.frames == 1;
-                    let moment = if still { (index.wrapping_mul(7) % 17) as i64 } else { 0 };
-                    (simpler(scene, ease, still), moment)
+                    simpler(scene, ease, self.shape.frames == 1)
                 })
                 .collect();
             let size = (self.shape.width, self.shape.height);
-            let clips: Vec<Tensor> = scenes
-                .iter()
-                .map(|(scene, moment)| render(scene, size, self.shape.frames, *moment))
-                .collect();
+            let clips: Vec<Tensor> =
+                scenes.iter().map(|scene| render(scene, size, self.shape.frames, 0)).collect();
             let video = Tensor::stack(&clips, 0).to_device(device);
             let mean = vae.encode(&video, &mut FeatureCaches::default()).mean;
             let latents = vae.normalize_latents(&mean);
-            for (i, (scene, moment)) in scenes.iter().enumerate() {
+            for (i, scene) in scenes.iter().enumerate() {
                 let latents = latents.get(i as i64).contiguous();
-                let weights = object_weights(scene, *moment, &latents.size()).to_device(device);
-                let entry = Entry { latents, weights, attributes: scene.attributes };
+                let weights = object_weights(scene, &latents.size()).to_device(device);
+                let aspect = size.0 as f32 / size.1 as f32;
+                let places = places(scene, latents.size()[1], aspect).to_device(device);
+                let entry = Entry { latents, weights, attributes: scene.attributes, places };
                 let at = (self.drawn % self.capacity as u64) as usize;
                 self.drawn += 1;
                 if self.entries.len() < self.capacity {
@@ -105,8 +109,9 @@ impl Bucket {
     }
 }
 
-/// A scene whose object is the easier to learn the more `ease` there is, 0 to 1: larger (in stills nearer, which brings it to
-/// the middle as well), and more often in the plain look, as most styles change colours. Its seed decides by how much.
+/// A scene as training sees it: its object often larger, and the easier to learn the more `ease` there is, 0 to 1: larger still
+/// (in stills nearer, which brings it to the middle as well), and more often in the plain look, as most styles change
+/// colours. Its seed decides by how much.
 fn simpler(mut scene: Scene, ease: f32, still: bool) -> Scene {
     let mut draws = Draws::new(mix64(scene.seed ^ 0x51e9));
     let more = ease * draws.unit();
@@ -119,21 +124,38 @@ fn simpler(mut scene: Scene, ease: f32, still: bool) -> Scene {
     if draws.unit() < 0.5 * ease && !plain.held_out() {
         scene.attributes = plain;
     }
+    scene.radius *= 1.0 + LARGER * draws.unit();
     scene
 }
 
-/// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip that begins at frame `moment`: those that the object touches
-/// count more.
-fn object_weights(scene: &Scene, moment: i64, size: &[i64]) -> Tensor {
+/// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip: those that the object touches count more.
+fn object_weights(scene: &Scene, size: &[i64]) -> Tensor {
     let (frames, height, width) = (size[1], size[2], size[3]);
     let mut weights = vec![1.0; (frames * height * width) as usize];
     // Latent frame 0 is one frame of video, every other is four.
     for frame in 0..=4 * (frames - 1) {
         let first = (frame + 3) / 4 * height * width;
         let plane = &mut weights[first as usize..][..(height * width) as usize];
-        emphasis::mark(plane, width as usize, scene, (moment + frame) as f64 / FRAME_RATE);
+        emphasis::mark(plane, width as usize, scene, frame as f64 / FRAME_RATE, OBJECT_WEIGHT);
     }
     Tensor::from_slice(&weights).view([1, frames, height, width])
+}
+
+/// Where the object is in each latent frame and how that changes within it, `[T, 6]`.
+fn places(scene: &Scene, frames: i64, aspect: f32) -> Tensor {
+    let at = |frame: f64| {
+        let Placement { x, y, radius } = scene.placement(frame / FRAME_RATE, aspect);
+        [x, y, radius]
+    };
+    let mut places = Vec::new();
+    for frame in 0..frames {
+        // The first latent frame is one frame of video, every other is four.
+        let middle = if frame == 0 { 0.0 } else { (4 * frame) as f64 - 1.5 };
+        let (before, after) = (at((middle - 2.0).max(0.0)), at((middle - 2.0).max(0.0) + 4.0));
+        places.extend(at(middle));
+        places.extend((0..3).map(|i| after[i] - before[i]));
+    }
+    Tensor::from_slice(&places).view([frames, PLACE])
 }
 
 #[cfg(test)]
@@ -147,8 +169,10 @@ mod tests {
     fn what_begins_simple_is_larger_and_never_held_out() {
         for index in 0..300 {
             let scene = Scene::from_index(index, Split::Train);
-            assert_eq!(simpler(scene, 0.0, true), scene);
-            assert_eq!(simpler(scene, 0.0, false), scene);
+            let plain = simpler(scene, 0.0, true);
+            assert_eq!(plain, simpler(scene, 0.0, false));
+            assert!((1.0..=1.0 + LARGER).contains(&(plain.radius / scene.radius)));
+            assert_eq!(plain, Scene { radius: plain.radius, ..scene });
             for still in [true, false] {
                 let simple = simpler(scene, 1.0, still);
                 let radius = |scene: &Scene| scene.placement(0.3, 1.75).radius;
@@ -166,9 +190,14 @@ mod tests {
         scene.start = [0.25, 0.5];
         scene.amount = 0.5;
         scene.radius = 0.15;
-        let weights = object_weights(&scene, 0, &[48, 5, 8, 14]);
+        let weights = object_weights(&scene, &[48, 5, 8, 14]);
         assert_eq!(weights.size(), [1, 5, 8, 14]);
         let heavy = weights.gt(1.0);
+        let places = places(&scene, 5, 1.75);
+        for (at, expected) in [([0, 0], 0.25), ([0, 3], 0.125), ([4, 0], 0.25 + 0.5 * 14.5 / 16.0)]
+        {
+            assert!((places.double_value(&at) - expected).abs() < 1e-4, "{at:?}");
+        }
         let columns = Tensor::arange(14, (Kind::Float, Device::Cpu));
         let centre = |t: i64| {
             let mask = heavy.get(0).get(t).to_kind(Kind::Float);

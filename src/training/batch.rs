@@ -4,6 +4,7 @@
 
 use tch::{Device, Tensor};
 
+use super::attribute_head::{self, Truth};
 use super::bank::{Bucket, Shape};
 use super::captions::{canonical, caption};
 use super::trainer::Batches;
@@ -18,6 +19,10 @@ const WINDOW_LATENT_FRAMES: i64 = 5;
 const CLIP_FRAMES: i64 = 33;
 /// How often a clip is met before another takes its place.
 const MEETINGS: f64 = 12.0;
+/// Share of the windows at the start of a clip of which nothing is known.
+const FREE: f64 = 0.2;
+/// Share of the steps on clips that teach the next frame.
+pub(super) const NEXT: f64 = 0.75;
 /// Shift of the noise levels: it is at high ones that colour and shape of an object are decided, as a latent has many channels
 /// to show through the noise.
 const SHIFT: f64 = 4.0;
@@ -60,19 +65,30 @@ impl Draws {
         (shift * s / (1.0 + (shift - 1.0) * s)) as f32
     }
 
+    /// A noise level at which hardly anything shows.
+    fn high_level(&mut self) -> f32 {
+        (1.0 - 0.1 * self.unit()) as f32
+    }
+
     /// Levels of the latent frames of one window; level 0 means known. A window that continues a clip always has
     /// a known head, or levels of its own for each frame: nothing else is asked of it in use.
     pub(super) fn levels(&mut self, frames: usize, continues: bool) -> Vec<f32> {
         let common = self.level();
         let choice = self.unit();
-        match if continues { 0.25 + 0.75 * choice } else { choice } {
+        let free = if continues { 0.0 } else { FREE };
+        match (choice - free) / (1.0 - free) {
             _ if frames == 1 => vec![common],
-            u if u < 0.45 && !continues => vec![common; frames],
-            u if u < 0.6 => (0..frames).map(|_| self.level()).collect(),
-            // A known head, as every later window of an endless video has it; now and then a known tail as well.
+            u if u < 0.0 => vec![common; frames],
+            u if u < 0.15 => (0..frames).map(|_| self.level()).collect(),
+            // A known head, as every window of an endless video has it: the picture that it opens with, or the tail of the
+            // window before. Now and then a known tail as well.
             u => {
-                let known = 1 + (self.next() % (frames as u64 / 2)) as usize;
-                let tail = usize::from(u > 0.92);
+                let often = if continues { 2 } else { 1 };
+                let known = if self.unit() < 0.8 { often } else { 3 - often }.min(frames - 1);
+                let tail = usize::from(u > 0.9 && frames > known + 1);
+                // Where a frame shows through its noise it is denoised as a still is; only above that it has to be made out
+                // from the frames that are known.
+                let common = if self.unit() < 0.6 { self.high_level() } else { common };
                 (0..frames)
                     .map(|t| if t < known || t >= frames - tail { 0.0 } else { common })
                     .collect()
@@ -90,6 +106,8 @@ pub(super) struct Batch {
     /// `[B, T]` in [0, 1]; 0 where a frame is known.
     pub levels: Tensor,
     pub captions: Vec<String>,
+    /// What is known of clips of the world.
+    pub truth: Option<Truth>,
     pub pattern: AttentionPattern,
 }
 
@@ -140,20 +158,71 @@ impl Sampler {
     }
 }
 
-impl Batches for Sampler {
-    fn batch(&mut self, step: u64) -> Batch {
-        let mut draws = Draws::new(self.options.seed, step);
-        let early = step < self.options.image_steps;
-        let clip = !early && draws.unit() < self.options.clip_share;
-        let at = match draws.unit() {
-            u if u < 0.6 => 0,
-            u if u < 0.8 => 1,
-            _ => 2,
+/// What the windows of one batch are trained for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Pictures that stand for themselves.
+    Stills,
+    /// The next block of latent frames after some that are known, as a causal rollout asks for it.
+    Next { block: i64 },
+    /// Windows of any pattern of levels: what bridges, loops, restyling and windowed rollouts ask for.
+    Window,
+}
+
+impl Task {
+    fn draw(draws: &mut Draws, options: &SamplerOptions, step: u64) -> Self {
+        if step < options.image_steps || draws.unit() >= options.clip_share {
+            Self::Stills
+        } else if draws.unit() < NEXT {
+            Self::Next { block: BLOCK_LATENT_FRAMES }
+        } else {
+            Self::Window
+        }
+    }
+
+    /// Latent frames of its windows, of `most` at most.
+    pub(super) fn frames(self, draws: &mut Draws, most: i64) -> i64 {
+        match self {
+            Self::Stills => 1,
+            // Short ones more often: they are cheap, and the next frame hangs on the last one most.
+            Self::Next { block } => match draws.unit() {
+                u if u < 0.4 => 2 * block,
+                u if u < 0.7 => 3 * block,
+                _ => most / block * block,
+            }
+            .min(most),
+            Self::Window => most,
+        }
+    }
+
+    /// Noise levels of the frames of one window.
+    pub(super) fn levels(self, draws: &mut Draws, frames: usize, continues: bool) -> Vec<f32> {
+        // How often nothing shows through the noise: it is there that a picture is laid out.
+        let (block, high) = match self {
+            Self::Stills => (1, 0.3),
+            Self::Next { block } => (block, 0.5),
+            Self::Window => return draws.levels(frames, continues),
         };
+        let level = if draws.unit() < high { draws.high_level() } else { draws.level() };
+        let known = frames.saturating_sub(block as usize);
+        (0..frames).map(|frame| if frame < known { 0.0 } else { level }).collect()
+    }
+
+    pub(super) fn pattern(self, draws: &mut Draws) -> AttentionPattern {
+        let block = match self {
+            Self::Next { block } => block,
+            Self::Window if draws.unit() < 0.25 => BLOCK_LATENT_FRAMES,
+            _ => return AttentionPattern::Full,
+        };
+        AttentionPattern::BlockCausal { first_block: block, block_latent_frames: block }
+    }
+}
+
+impl Sampler {
+    /// Fills the ring up with what is new to this step.
+    fn refresh(&mut self, draws: &mut Draws, (task, at): (Task, usize), step: u64, size: i64) {
+        let clip = task != Task::Stills;
         let bucket = if clip { &mut self.clips[at] } else { &mut self.images[at] };
-        let Shape { width, height, .. } = bucket.shape;
-        let frames = if clip { WINDOW_LATENT_FRAMES } else { 1 };
-        let size = (self.options.batch_tokens / ((width / 32) * (height / 32) * frames)).max(2);
         let fresh = size as f64 / MEETINGS;
         let fresh = if bucket.is_empty() {
             (size as usize * 8).min(400)
@@ -164,8 +233,29 @@ impl Batches for Sampler {
         let taught = if clip { step - self.options.image_steps } else { step };
         let ease = ease(taught, self.options.simple_steps);
         bucket.refresh(&self.vae, fresh, ease, self.options.device);
+    }
+}
+
+impl Batches for Sampler {
+    fn batch(&mut self, step: u64) -> Batch {
+        let mut draws = Draws::new(self.options.seed, step);
+        let early = step < self.options.image_steps;
+        let task = Task::draw(&mut draws, &self.options, step);
+        let at = match draws.unit() {
+            u if u < 0.6 => 0,
+            u if u < 0.8 => 1,
+            _ => 2,
+        };
+        let frames = task.frames(&mut draws, WINDOW_LATENT_FRAMES);
+        let buckets = if task == Task::Stills { &self.images } else { &self.clips };
+        let Shape { width, height, .. } = buckets[at].shape;
+        let size = (self.options.batch_tokens / ((width / 32) * (height / 32) * frames)).max(2);
+        self.refresh(&mut draws, (task, at), step, size);
+        let buckets = if task == Task::Stills { &self.images } else { &self.clips };
+        let bucket = &buckets[at];
         let (mut latents, mut weights) = (Vec::new(), Vec::new());
         let (mut captions, mut levels) = (Vec::new(), Vec::new());
+        let (mut attributes, mut places) = (Vec::new(), Vec::new());
         for _ in 0..size {
             let entry = bucket.pick(draws.next());
             let last = (entry.latents.size()[1] - frames) as u64;
@@ -179,21 +269,19 @@ impl Batches for Sampler {
             } else {
                 caption(&entry.attributes, draws.next())
             });
-            levels.extend(draws.levels(frames as usize, start > 0));
+            attributes.extend(attribute_head::numbers(&entry.attributes));
+            places.push(entry.places.narrow(0, start as i64, frames));
+            levels.extend(task.levels(&mut draws, frames as usize, start > 0));
         }
+        let attributes = Tensor::from_slice(&attributes).view([size, -1]);
+        let attributes = attributes.to_device(self.options.device);
         Batch {
+            truth: Some(Truth { attributes, places: Tensor::stack(&places, 0) }),
             latents: Tensor::stack(&latents, 0),
             weights: Tensor::stack(&weights, 0),
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.options.device),
             captions,
-            pattern: if clip && draws.unit() < 0.25 {
-                AttentionPattern::BlockCausal {
-                    first_block: BLOCK_LATENT_FRAMES,
-                    block_latent_frames: BLOCK_LATENT_FRAMES,
-                }
-            } else {
-                AttentionPattern::Full
-            },
+            pattern: task.pattern(&mut draws),
         }
     }
 }
@@ -214,6 +302,27 @@ mod tests {
     }
 
     #[test]
+    fn the_next_block_is_all_that_is_noisy() {
+        let mut draws = Draws::new(1, 1);
+        let mut lengths = [0; 7];
+        for block in [1, 3] {
+            let task = Task::Next { block };
+            for _ in 0..100 {
+                let frames = task.frames(&mut draws, 6);
+                lengths[frames as usize] += 1;
+                let levels = task.levels(&mut draws, frames as usize, true);
+                let (known, new) = levels.split_at((frames - block) as usize);
+                assert!(known.iter().all(|level| *level == 0.0) && !known.is_empty());
+                assert!(new.iter().all(|level| *level > 0.0 && *level == new[0]));
+            }
+            let causal =
+                AttentionPattern::BlockCausal { first_block: block, block_latent_frames: block };
+            assert_eq!(task.pattern(&mut draws), causal);
+        }
+        assert!(lengths[2] > 20 && lengths[3] > 10 && lengths[6] > 100, "{lengths:?}");
+    }
+
+    #[test]
     fn a_window_that_continues_is_never_free_at_one_level() {
         let mut draws = Draws::new(1, 1);
         let mut known = 0;
@@ -223,7 +332,7 @@ mod tests {
             assert!(levels.iter().any(|level| *level > 0.0));
             known += usize::from(levels[0] == 0.0);
         }
-        assert!((100..250).contains(&known), "{known}");
+        assert!((230..280).contains(&known), "{known}");
         assert_eq!(draws.levels(1, false).len(), 1);
     }
 }

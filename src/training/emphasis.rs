@@ -4,12 +4,9 @@
 use super::world::Scene;
 use super::world::draw::REACH;
 
-/// How much more what the object touches counts than its background.
-const OBJECT_WEIGHT: f32 = 4.0;
-
 /// Weights of the cells (pixels, latents) of one frame, row by row, `width` in a row: those of the square around the object
-/// at that time become [`OBJECT_WEIGHT`].
-pub(super) fn mark(plane: &mut [f32], width: usize, scene: &Scene, seconds: f64) {
+/// at that time become `weight`.
+pub(super) fn mark(plane: &mut [f32], width: usize, scene: &Scene, seconds: f64, weight: f32) {
     let height = plane.len() / width.max(1);
     let place = scene.placement(seconds, width as f32 / height as f32);
     // Half a cell more, as cells are touched that hardly hold any of it.
@@ -21,7 +18,7 @@ pub(super) fn mark(plane: &mut [f32], width: usize, scene: &Scene, seconds: f64)
     };
     for row in span(place.y, height) {
         for column in span(place.x, width) {
-            plane[row * width + column] = OBJECT_WEIGHT;
+            plane[row * width + column] = weight;
         }
     }
 }

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::batch::BLOCK_LATENT_FRAMES;
 use super::dit::{DitOptions, MAX_SEQUENCE_LENGTH};
-use super::trainer::{Blueprint, Sources};
+use super::trainer::{ATTRIBUTE_HEAD, Blueprint, Sources};
 use crate::weights::{Parameters, safetensors};
 
 /// Writes `model/` below the output folder: configurations, weights in f16, tokenizer, autoencoder.
@@ -54,11 +54,11 @@ fn model_index() -> Value {
             "framerate": [16, 1],
             "num_frames": 17,
             "num_inference_steps": 12,
-            "guidance_scale": 3.0,
+            "guidance_scale": 2.0,
             "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "max_pixels": 224 * 128,
             "context_latent_frames": 2,
-            "causal": false,
+            "causal": true,
             "block_latent_frames": BLOCK_LATENT_FRAMES,
         },
     })
@@ -85,9 +85,10 @@ fn json_file(path: &Path, value: Value) -> Result<()> {
         .with_context(|| path.display().to_string())
 }
 
-/// Writes the weights of the parts that are trained into a pipeline folder.
+/// Writes the weights of the parts that are trained into a pipeline folder, the lesson's head aside.
 pub(super) fn trained_weights(folder: &Path, sources: &Sources) -> Result<()> {
-    for (part, parameters) in sources.trained() {
+    let parts = sources.trained().filter(|(part, _)| *part != ATTRIBUTE_HEAD);
+    for (part, parameters) in parts {
         let stem = if part == "transformer" { "diffusion_pytorch_model" } else { "model" };
         weights(&folder.join(part).join(format!("{stem}.safetensors")), parameters)?;
     }

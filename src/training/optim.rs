@@ -219,12 +219,13 @@ impl AdamW {
         Ok(safetensors::write(path, tensors)?)
     }
 
-    /// Takes over the weights of what [`AdamW::save`] wrote; moments, averages and steps begin anew.
+    /// Takes over the weights of what [`AdamW::save`] wrote; moments, averages and steps begin anew. Parameters whose names begin
+    /// with `optional`, if anything, stay as they are where the file has none.
     ///
     /// # Errors
     /// As [`AdamW::resume`].
-    pub fn start_from(&mut self, path: &Path) -> Result<()> {
-        self.resume(path)?;
+    pub fn start_from(&mut self, path: &Path, optional: Option<&str>) -> Result<()> {
+        self.take(path, optional)?;
         let _no_grad = tch::no_grad_guard();
         for e in self.entries.values_mut() {
             let _ = e.mean.zero_();
@@ -240,9 +241,18 @@ impl AdamW {
     /// # Errors
     /// When the file is missing or belongs to another model.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
+        self.take(path, None)
+    }
+
+    /// Takes over all of a state, but for parameters that begin with `optional` and are not in it.
+    fn take(&mut self, path: &Path, optional: Option<&str>) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let file = Checkpoint::open_file(path)?;
         for (name, e) in &mut self.entries {
+            let is_optional = optional.is_some_and(|prefix| name.starts_with(prefix));
+            if is_optional && file.shape(&format!("weight/{name}")).is_none() {
+                continue;
+            }
             for (part, tensor) in [
                 ("weight", &mut e.parameter),
                 ("mean", &mut e.mean),
@@ -304,7 +314,7 @@ mod tests {
             vec![("x".into(), Tensor::zeros([3], (Kind::Float, Device::Cpu)))],
             Hyper::default(),
         );
-        other.start_from(&path).unwrap();
+        other.start_from(&path, None).unwrap();
         assert_eq!(other.steps(), 0);
         let taken = other.averages().remove(0).1.double_value(&[0]);
         assert!(taken > 0.5, "{taken}");

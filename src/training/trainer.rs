@@ -10,6 +10,7 @@ use std::thread::Scope;
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
+use super::attribute_head::AttributeHead;
 use super::batch::Batch;
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
@@ -25,6 +26,13 @@ use crate::weights::{Parameters, Source};
 
 /// Below this noise level the loss counts errors of clean latents as if at it.
 const LEAST_LEVEL: f64 = 0.2;
+
+/// Most noise on frames that are known, as a standard deviation.
+const MOST_SPOILT: f64 = 0.15;
+/// How much naming attributes counts beside denoising.
+const LESSON: f64 = 0.2;
+/// Prefix of the head's parameters in a state.
+pub(super) const ATTRIBUTE_HEAD: &str = "attribute_head";
 
 /// What the models of a training are built from besides their parameters.
 #[derive(Debug, Clone)]
@@ -44,6 +52,7 @@ pub struct Blueprint {
 pub struct Models {
     transformer: WanTransformer3DModel,
     text_encoder: UMT5EncoderModel,
+    attribute_head: Option<AttributeHead>,
     tokenizer: PromptTokenizer,
     max_sequence_length: i64,
     predicts_sample: bool,
@@ -73,24 +82,35 @@ impl Models {
         Ok(embeds.constant_pad_nd([0, 0, 0, self.max_sequence_length - length as i64]))
     }
 
-    /// The transformer's output, flow or clean latents, for noisy latents `[B, C, T, h, w]` at levels `[B, T]`.
+    /// The transformer's output, flow or clean latents, for noisy latents `[B, C, T, h, w]` at levels `[B, T]`; and its tokens
+    /// `[B, N, D]` half-way.
     fn predict(
         &self,
         latents: &Tensor,
         levels: &Tensor,
         embeds: &Tensor,
         pattern: AttentionPattern,
-    ) -> Tensor {
+    ) -> Result<(Tensor, Tensor)> {
         let s = latents.size();
         let context = self.transformer.context(embeds, None);
         let layout = self.transformer.layout([s[2], s[3], s[4]], 0, pattern);
-        self.transformer.forward(TransformerInput {
+        let timesteps = levels * 1000.0;
+        let input = TransformerInput {
             hidden_states: latents,
-            timestep: Timestep::PerFrame(&(levels * 1000.0)),
+            timestep: Timestep::PerFrame(&timesteps),
             context: &context,
             layout: &layout,
             kv: KvAccess::None,
-        })
+        };
+        let half_way = (self.transformer.config().num_layers / 2) as usize;
+        let mut tokens = Tensor::new();
+        let predicted = self.transformer.forward_watched(input, &mut |layer, x| {
+            if layer == half_way {
+                tokens = x.shallow_clone();
+            }
+            Ok(())
+        })?;
+        Ok((predicted, tokens))
     }
 }
 
@@ -98,6 +118,8 @@ impl Models {
 pub struct Sources {
     pub transformer: Source,
     pub text_encoder: Source,
+    /// Of the head that names attributes, where clips come with them.
+    pub attribute_head: Option<Source>,
 }
 
 impl Sources {
@@ -106,13 +128,18 @@ impl Sources {
         Self {
             transformer: Source::Trainable(Parameters::default()),
             text_encoder: Source::Trainable(Parameters::default()),
+            attribute_head: Some(Source::Trainable(Parameters::default())),
         }
     }
 
     /// What is trained of each part, with the prefix of its names in a state.
     pub fn trained(&self) -> impl Iterator<Item = (&'static str, &Parameters)> {
         let parts = [("transformer", &self.transformer), ("text_encoder", &self.text_encoder)];
-        parts.into_iter().filter_map(|(prefix, source)| Some((prefix, source.parameters()?)))
+        let head = self.attribute_head.as_ref().map(|head| (ATTRIBUTE_HEAD, head));
+        parts
+            .into_iter()
+            .chain(head)
+            .filter_map(|(prefix, source)| Some((prefix, source.parameters()?)))
     }
 
     /// All parameters that models were built from so far.
@@ -139,6 +166,14 @@ impl Sources {
                 &self.text_encoder.weights(Kind::Float, device),
                 &blueprint.text_encoder,
             )?,
+            attribute_head: self
+                .attribute_head
+                .as_ref()
+                .map(|head| {
+                    let dim = blueprint.transformer.dim();
+                    AttributeHead::new(&head.weights(Kind::Float, device), dim)
+                })
+                .transpose()?,
             tokenizer: PromptTokenizer::from_folder(&blueprint.tokenizer)?,
             max_sequence_length,
             predicts_sample,
@@ -197,7 +232,7 @@ pub(super) fn run<B: Batches>(
     if plan.state.exists() {
         optimiser.resume(&plan.state)?;
     } else if let Some(from) = &plan.from {
-        optimiser.start_from(from)?;
+        optimiser.start_from(from, Some(ATTRIBUTE_HEAD))?;
     }
     optimiser.set_threads(workers);
     let crew = (0..)
@@ -216,15 +251,18 @@ pub(super) fn run<B: Batches>(
         let crew = Crew::start(scope, crew);
         let progress =
             Progress::new(plan.name, plan.steps, optimiser.steps(), optimiser.parameter_count());
-        let mut average = f64::NAN;
+        let mut average: Option<Losses> = None;
         while optimiser.steps() < plan.steps {
             let step = optimiser.steps();
             let loss = crew.step(step)?;
             let rate = trapezoid_schedule(step, plan.steps, plan.warmup_steps, plan.decay_steps)
                 * plan.learning_rate;
             let norm = optimiser.step(rate);
-            average = if average.is_nan() { loss } else { 0.99 * average + 0.01 * loss };
-            progress.step(step + 1, &[("loss", average), ("norm", norm)]);
+            let [average, lesson] = *average.insert(match average {
+                None => loss,
+                Some(average) => std::array::from_fn(|i| 0.99 * average[i] + 0.01 * loss[i]),
+            });
+            progress.step(step + 1, &[("loss", average), ("lesson", lesson), ("norm", norm)]);
             if (step + 1).is_multiple_of(plan.save_every) || step + 1 == plan.steps {
                 optimiser.save(&plan.state)?;
                 optimiser.swap_averages();
@@ -250,11 +288,15 @@ struct Worker<B> {
 }
 
 impl<B: Batches> Work for Worker<B> {
-    fn work(&mut self, number: u64) -> Result<f64> {
+    fn work(&mut self, number: u64) -> Result<Losses> {
         let batch = self.batches.batch(number);
-        let loss = self.loss(&batch)?;
-        (&loss * self.share).backward();
-        Ok(loss.double_value(&[]))
+        let (loss, lesson) = self.loss(&batch)?;
+        let total = match &lesson {
+            Some(lesson) => &loss + lesson * LESSON,
+            None => loss.shallow_clone(),
+        };
+        (total * self.share).backward();
+        Ok([loss.double_value(&[]), lesson.map_or(0.0, |lesson| lesson.double_value(&[]))])
     }
 }
 
@@ -263,14 +305,21 @@ impl<B> Worker<B> {
     ///
     /// A model may predict the clean latents: they have far fewer dimensions than noise, which a narrow model could
     /// not even copy; the error is weighted as that of the flow (Li and He, arXiv 2511.13720).
-    fn loss(&self, batch: &Batch) -> Result<Tensor> {
+    ///
+    /// Beside it, where clips come with their attributes, how badly tokens half-way tell these.
+    fn loss(&self, batch: &Batch) -> Result<(Tensor, Option<Tensor>)> {
         let noise = batch.latents.randn_like();
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
         let true_flow = noise - &batch.latents;
         let noisy = &batch.latents + &true_flow * &level;
+        // What a stream continues is never quite what it should be, of which nobody tells the model.
+        let known = level.eq(0.0).to_kind(Kind::Float);
+        let spoilt = Tensor::rand([s[0], 1, 1, 1, 1], (Kind::Float, level.device())) * MOST_SPOILT;
+        let noisy = noisy + batch.latents.randn_like() * spoilt * known;
         let embeds = self.models.embed(&batch.captions)?;
-        let predicted = self.models.predict(&noisy, &batch.levels, &embeds, batch.pattern);
+        let (predicted, tokens) =
+            self.models.predict(&noisy, &batch.levels, &embeds, batch.pattern)?;
         let weights = level.gt(0.0).to_kind(Kind::Float) * &batch.weights;
         let off = if self.models.predicts_sample {
             (predicted - &batch.latents) / level.clamp_min(LEAST_LEVEL)
@@ -278,24 +327,37 @@ impl<B> Worker<B> {
             predicted - true_flow
         };
         let error = off.square() * &weights;
-        Ok(error.sum(Kind::Float) / (weights.sum(Kind::Float) * s[1] as f64))
+        let loss = error.sum(Kind::Float) / (weights.sum(Kind::Float) * s[1] as f64);
+        let lesson = self.models.attribute_head.as_ref().zip(batch.truth.as_ref());
+        let lesson = lesson.map(|(head, truth)| {
+            let patch = self.models.transformer.config().patch_size;
+            let touched = batch.weights.gt(1.0).to_kind(Kind::Float);
+            let touched = touched.max_pool3d(patch, patch, [0; 3], [1; 3], false).squeeze_dim(1);
+            let t = touched.size();
+            let grid = [t[1], t[2], t[3]];
+            head.loss(&tokens, grid, truth, &touched.flatten(1, -1))
+        });
+        Ok((loss, lesson))
     }
 }
 
+/// The loss, and that of the lesson beside it, where there is one.
+pub(super) type Losses = [f64; 2];
+
 /// A share of every step.
 pub(super) trait Work: Send {
-    /// Adds the gradients of the batch of that number to the parameters', and returns its loss.
+    /// Adds the gradients of the batch of that number to the parameters', and returns its losses.
     ///
     /// # Errors
     /// What stands in the way of that.
-    fn work(&mut self, number: u64) -> Result<f64>;
+    fn work(&mut self, number: u64) -> Result<Losses>;
 }
 
 /// Workers on threads of their own. Models this small leave most of a core idle when their operations are split
 /// over several; batches in parallel do not.
 pub(super) struct Crew {
     orders: Vec<Sender<u64>>,
-    losses: Receiver<Result<f64>>,
+    losses: Receiver<Result<Losses>>,
 }
 
 impl Crew {
@@ -323,19 +385,20 @@ impl Crew {
         Self { orders, losses }
     }
 
-    /// Lets every worker add the gradients of one batch; returns the mean loss.
+    /// Lets every worker add the gradients of one batch; returns the mean losses.
     ///
     /// # Errors
     /// Those of the workers.
-    pub fn step(&self, step: u64) -> Result<f64> {
+    pub fn step(&self, step: u64) -> Result<Losses> {
         let count = self.orders.len() as u64;
         for (worker, order) in (0..).zip(&self.orders) {
             order.send(step * count + worker).context("a training thread has ended")?;
         }
-        let mut sum = 0.0;
+        let mut sum = Losses::default();
         for _ in &self.orders {
-            sum += self.losses.recv().context("a training thread has ended")??;
+            let losses = self.losses.recv().context("a training thread has ended")??;
+            sum = std::array::from_fn(|i| sum[i] + losses[i] / count as f64);
         }
-        Ok(sum / count as f64)
+        Ok(sum)
     }
 }

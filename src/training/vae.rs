@@ -11,7 +11,7 @@ use super::emphasis;
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use super::sheet;
-use super::trainer::{Crew, Work, worker_count};
+use super::trainer::{Crew, Losses, Work, worker_count};
 use super::world::{Scene, Split};
 use crate::models::autoencoder_kl_wan::{
     AutoencoderKLWan, AutoencoderKLWanConfig, DiagonalGaussian,
@@ -105,7 +105,7 @@ pub fn train(options: &VaeOptions) -> Result<()> {
                 inflate(parameters);
                 optimiser.restart_averages();
             }
-            let loss = crew.step(step)?;
+            let [loss, _] = crew.step(step)?;
             let rate = trapezoid_schedule(step, options.steps, 100, options.decay_steps);
             let norm = optimiser.step(rate * options.learning_rate);
             progress.step(step + 1, &[("loss", loss), ("norm", norm)]);
@@ -192,15 +192,18 @@ struct Worker<'a> {
 }
 
 impl Work for Worker<'_> {
-    fn work(&mut self, number: u64) -> Result<f64> {
+    fn work(&mut self, number: u64) -> Result<Losses> {
         // Batches are counted over all workers, steps are not.
         let images = number < self.options.image_steps * self.count;
         let (video, weights) = batch(number, images, self.options);
         let loss = loss(&self.vae, (&video, &weights), self.options.kl_weight);
         (&loss / self.count as f64).backward();
-        Ok(loss.double_value(&[]))
+        Ok([loss.double_value(&[]), 0.0])
     }
 }
+
+/// How much more pixels around the object count than others.
+const OBJECT_WEIGHT: f32 = 4.0;
 
 /// How much the error of differences between neighbours counts, which blurred edges are.
 const EDGE_WEIGHT: f64 = 0.5;
@@ -256,7 +259,8 @@ fn crop(index: u64, frames: i64, size: i64) -> (Tensor, Tensor) {
     let video = render(&scene, (width, height), frames, first);
     let mut weights = vec![1.0; (frames * height * width) as usize];
     for (frame, plane) in (0..).zip(weights.chunks_exact_mut((height * width) as usize)) {
-        emphasis::mark(plane, width as usize, &scene, (first + frame) as f64 / FRAME_RATE);
+        let seconds = (first + frame) as f64 / FRAME_RATE;
+        emphasis::mark(plane, width as usize, &scene, seconds, OBJECT_WEIGHT);
     }
     let weights = Tensor::from_slice(&weights).view([1, frames, height, width]);
     let (top, left) = (draw(4, height - size + 1), draw(5, width - size + 1));

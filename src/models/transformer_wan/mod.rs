@@ -225,6 +225,20 @@ impl WanTransformer3DModel {
         input: TransformerInput<'_>,
         cancel: &dyn Fn() -> bool,
     ) -> Result<Tensor> {
+        self.forward_watched(input, &mut |_, _| {
+            if cancel() { Err(Error::Cancelled) } else { Ok(()) }
+        })
+    }
+
+    /// As [`Self::forward`], showing `watch` the tokens `[B, N, D]` that go into each block before it runs.
+    ///
+    /// # Errors
+    /// The first one of `watch`, which ends the evaluation; a cache that was being appended to is then incomplete.
+    pub fn forward_watched(
+        &self,
+        input: TransformerInput<'_>,
+        watch: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let TransformerInput { hidden_states, timestep, context, layout, mut kv } = input;
         let timestep = match timestep {
             Timestep::PerClip(t) => t.unsqueeze(1),
@@ -236,9 +250,7 @@ impl WanTransformer3DModel {
             vace.hints(&x, control, &timestep_proj, layout, &context.vace_blocks)
         });
         for (layer, block) in self.blocks.iter().enumerate() {
-            if cancel() {
-                return Err(Error::Cancelled);
-            }
+            watch(layer, &x)?;
             x = block.forward(&x, &timestep_proj, layout, &context.blocks[layer], (&mut kv, layer));
             if let Some(hints) = &hints {
                 x = hints.add_to(x, layer);

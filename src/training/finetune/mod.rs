@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::bank::Shape;
-use super::batch::{Batch, Draws};
+use super::batch::{Batch, Draws, NEXT, Task};
 use super::folder::{copy_folder, trained_weights};
 use super::generate::{self, Sampling};
 use super::optim::Hyper;
@@ -146,6 +146,7 @@ fn sources(options: &FinetuneOptions, info: &FolderInfo) -> Result<Sources> {
         Method::Full => Sources {
             transformer: Source::Trainable(Parameters::starting_from(transformer)),
             text_encoder: Source::Trainable(Parameters::starting_from(text_encoder)),
+            attribute_head: None,
         },
         Method::Lora { rank } => {
             ensure!(rank > 0, "--rank: found {rank}, expected at least 1");
@@ -153,6 +154,7 @@ fn sources(options: &FinetuneOptions, info: &FolderInfo) -> Result<Sources> {
             Sources {
                 transformer: Source::frozen(transformer).adapted(adapters),
                 text_encoder: Source::frozen(text_encoder),
+                attribute_head: None,
             }
         }
     })
@@ -279,7 +281,14 @@ impl Batches for ClipSampler {
         let mut draws = Draws::new(self.seed, number).with_shift(self.shift);
         let (shape, entries) = self.bucket(draws.next());
         let length = entries[0].latents.size()[1];
-        let frames = length.min(self.window);
+        let task = match self.causal_block {
+            // Without levels of their own, known frames cannot be told.
+            Some(block) if self.each_frame && length > block && draws.unit() < NEXT => {
+                Task::Next { block }
+            }
+            _ => Task::Window,
+        };
+        let frames = task.frames(&mut draws, length.min(self.window));
         let tokens = (shape.width / self.token_size) * (shape.height / self.token_size) * frames;
         let size = (self.batch_tokens / tokens.max(1)).max(1);
         let (mut latents, mut captions, mut levels) = (Vec::new(), Vec::new(), Vec::new());
@@ -291,16 +300,17 @@ impl Batches for ClipSampler {
             let named = draws.unit() >= WITHOUT_CAPTION;
             captions.push(if named { entry.caption.clone() } else { String::new() });
             levels.extend(if self.each_frame {
-                draws.levels(frames as usize, start > 0)
+                task.levels(&mut draws, frames as usize, start > 0)
             } else {
                 vec![draws.level(); frames as usize]
             });
         }
-        let pattern = match self.causal_block {
-            Some(block) if frames > 1 && draws.unit() < CAUSAL => {
+        let pattern = match (task, self.causal_block) {
+            (Task::Window, Some(block)) if frames > 1 && draws.unit() < CAUSAL => {
                 AttentionPattern::BlockCausal { first_block: block, block_latent_frames: block }
             }
-            _ => AttentionPattern::Full,
+            (Task::Window, _) => AttentionPattern::Full,
+            _ => task.pattern(&mut draws),
         };
         let latents = Tensor::stack(&latents, 0);
         Batch {
@@ -308,6 +318,7 @@ impl Batches for ClipSampler {
             latents,
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.device),
             captions,
+            truth: None,
             pattern,
         }
     }
