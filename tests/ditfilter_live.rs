@@ -62,6 +62,13 @@ fn a_pipeline_has_the_latency_of_chunk_and_work() {
     assert!(is_live && own == gst::ClockTime::from_mseconds(700), "{least}");
     assert!(most.is_none_or(|most| most >= least));
     assert_eq!(rig.pipeline.latency(), None, "the application has set none");
+    // Three chunks denoised together: eleven frames to wait for, four to work.
+    let rig = live(&model, "chunk-frames=4 stream-batch=3 late-policy=wait", 10);
+    rig.start();
+    wait_buffers(&rig, 3);
+    let mut query = gst::query::Latency::new();
+    assert!(rig.filter.query(&mut query));
+    assert_eq!(query.result().1, gst::ClockTime::from_mseconds(100 + 1500));
 }
 
 #[test]

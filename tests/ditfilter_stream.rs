@@ -15,16 +15,43 @@ fn every_number_of_frames_comes_out() {
     let _serial = init();
     let parent = tempfile::tempdir().unwrap();
     let model = model(parent.path(), 2);
-    // Chunks of five, then of eight frames.
-    for count in [0, 1, 2, 4, 5, 6, 7, 12, 13, 14, 22] {
-        let frames = restyled(&model, EIGHT, count);
-        let times: Vec<_> = frames.iter().map(|it| (it.pts, it.duration, it.offset)).collect();
-        let expected: Vec<_> = (0..count).map(|n| (n * FRAME, FRAME, n)).collect();
-        assert_eq!(times, expected, "{count} frames");
-        for (number, frame) in frames.iter().enumerate() {
-            assert_ne!(frame.data, picture(number as u64), "frame {number} of {count}");
+    // Chunks of five, then of eight frames; of one, then of fours, three at once.
+    for properties in [EIGHT, "threads=1 stream-batch=3 strength=0.5 still-threshold=0"] {
+        for count in [0, 1, 2, 4, 5, 6, 7, 12, 13, 14, 22] {
+            let frames = restyled(&model, properties, count);
+            let times: Vec<_> = frames.iter().map(|it| (it.pts, it.duration, it.offset)).collect();
+            let expected: Vec<_> = (0..count).map(|n| (n * FRAME, FRAME, n)).collect();
+            assert_eq!(times, expected, "{count} frames");
+            for (number, frame) in frames.iter().enumerate() {
+                assert_ne!(frame.data, picture(number as u64), "frame {number} of {count}");
+            }
         }
     }
+}
+
+#[test]
+fn chunks_on_their_way_come_out_where_the_stream_is_cut() {
+    let _serial = init();
+    let parent = tempfile::tempdir().unwrap();
+    let model = model(parent.path(), 3);
+    let batch = "threads=1 stream-batch=3 strength=1 still-threshold=0";
+    // Bypassed behind 10 frames, then on again: nothing waits for a chunk that does not come, and nothing is lost.
+    let rig = Rig::new(&model, batch, CAPS);
+    rig.start();
+    let filter = rig.filter.clone();
+    rig.filter.static_pad("sink").unwrap().add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let number = info.buffer().unwrap().offset();
+        filter.set_property("bypass", (10..20).contains(&number));
+        gst::PadProbeReturn::Ok
+    });
+    rig.push_numbers(0..30);
+    rig.end();
+    rig.outcome().unwrap();
+    let came: Vec<u64> = rig.buffers().iter().map(|it| it.offset()).collect();
+    assert_eq!(came, (0..30).collect::<Vec<_>>());
+    assert_eq!((rig.stat("restyled"), rig.stat("bypassed"), rig.stat("errors")), (20, 10, 0));
+    let once = restyled(&model, batch, 14);
+    assert_eq!(pixels(&once), pixels(&restyled(&model, batch, 14)));
 }
 
 #[test]

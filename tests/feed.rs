@@ -21,11 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Counts what it has done, waits where it is told to, and fails on odd numbers above 100.
 struct Counting {
     done: u64,
+    /// Numbers that wait for the next.
+    held: Vec<u64>,
     resets: Arc<AtomicUsize>,
 }
 
 enum Task {
     Number(u64),
+    /// Has its result with the next number's.
+    Held(u64),
     /// Says that it is under way, then waits to be cancelled.
     Wait(Sender<()>),
 }
@@ -39,7 +43,7 @@ impl Process for Counting {
         pipeline: &Pipeline,
         task: Task,
         cancel: &dyn Fn() -> bool,
-    ) -> Result<(u64, u64)> {
+    ) -> Result<Vec<(u64, u64)>> {
         match task {
             Task::Number(number) if number > 100 && number % 2 == 1 => {
                 Err(Error::setting("number", number, "an even one"))
@@ -47,8 +51,16 @@ impl Process for Counting {
             Task::Number(number) => {
                 // The model is there to be used.
                 let _ = pipeline.encode_prompt("a fox")?;
-                self.done += 1;
-                Ok((number, self.done))
+                let numbers: Vec<u64> = self.held.drain(..).chain([number]).collect();
+                let counted = numbers.into_iter().map(|number| {
+                    self.done += 1;
+                    (number, self.done)
+                });
+                Ok(counted.collect())
+            }
+            Task::Held(number) => {
+                self.held.push(number);
+                Ok(Vec::new())
             }
             Task::Wait(started) => {
                 let _ = started.send(());
@@ -62,6 +74,7 @@ impl Process for Counting {
 
     fn reset(&mut self) {
         self.done = 0;
+        self.held.clear();
         self.resets.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -86,7 +99,7 @@ fn rig(folder: &Path) -> Rig {
     let (to_results, results) = channel();
     let (to_events, events) = channel();
     let resets = Arc::new(AtomicUsize::new(0));
-    let process = Counting { done: 0, resets: resets.clone() };
+    let process = Counting { done: 0, held: Vec::new(), resets: resets.clone() };
     let feed = Feed::open(
         opening(folder),
         process,
@@ -121,6 +134,34 @@ fn an_error_takes_the_place_of_its_result() {
     assert!(next().unwrap_err().to_string().contains("an even one"));
     // The stream begins anew.
     assert_eq!(next().unwrap(), (2, 1));
+}
+
+#[test]
+fn jobs_worked_on_together_keep_their_order() {
+    let rig = rig(&fixture("t2v_public"));
+    for task in [Task::Held(1), Task::Held(2), Task::Number(3), Task::Held(4), Task::Number(101)] {
+        rig.feed.submit(task).unwrap();
+    }
+    for n in 1..=3 {
+        let finished = rig.results.recv_timeout(PATIENCE).unwrap();
+        assert_eq!((finished.ticket, finished.result.unwrap()), (n - 1, (n, n)));
+    }
+    // An error ends what was held; only the job that made it has it.
+    let ended = rig.results.recv_timeout(PATIENCE).unwrap();
+    assert!(ended.ticket == 3 && matches!(ended.result, Err(Error::Cancelled)));
+    let failed = rig.results.recv_timeout(PATIENCE).unwrap();
+    assert!(failed.ticket == 4 && failed.result.unwrap_err().to_string().contains("an even one"));
+    // What a flush drops has no result.
+    rig.feed.submit(Task::Held(5)).unwrap();
+    rig.feed.submit(Task::Number(6)).unwrap();
+    for n in 5..=6 {
+        assert_eq!(rig.results.recv_timeout(PATIENCE).unwrap().ticket, n);
+    }
+    rig.feed.submit(Task::Held(7)).unwrap();
+    rig.feed.flush();
+    let ticket = rig.feed.submit(Task::Number(8)).unwrap();
+    let finished = rig.results.recv_timeout(PATIENCE).unwrap();
+    assert_eq!((finished.ticket, finished.result.unwrap()), (ticket, (8, 1)));
 }
 
 #[test]

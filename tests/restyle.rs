@@ -162,6 +162,57 @@ fn chunks_follow_seed_prompts_and_level() {
     }
 }
 
+/// As [`restyled`], of one latent frame a chunk, `depth` of them denoised together.
+fn staggered(pipeline: &Pipeline, prompts: &[&str], depth: usize) -> Vec<Tensor> {
+    let mut encoder = VideoEncoder::default();
+    let mut restyler = Restyler::together(pipeline, (32, 32), NoiseKind::Counter, depth).unwrap();
+    let (video, mut from) = (clip(21), 0);
+    let mut chunks = Vec::new();
+    for prompt in prompts {
+        let frames = encoder.frames_for(pipeline, 1);
+        let guide = encoder.encode(pipeline, &video.narrow(2, from, frames), &never).unwrap();
+        from += frames;
+        let embeddings = embeddings(pipeline, prompt);
+        let controls = controls(&embeddings, StartLevel::Strength(0.75));
+        let finished = restyler.push(pipeline, &guide, &controls, &never).unwrap();
+        chunks.extend(finished.into_iter().map(|chunk| chunk.video));
+    }
+    let finished = restyler.finish(pipeline, &never).unwrap();
+    chunks.into_iter().chain(finished.into_iter().map(|chunk| chunk.video)).collect()
+}
+
+#[test]
+fn chunks_denoised_together_come_out_whole() {
+    let _guard = tch::no_grad_guard();
+    let folders = rolling_folders();
+    let pipelines = folders.iter().map(|folder| load(folder.path()));
+    let pipelines: Vec<_> = pipelines.filter(|it| it.info().can_stagger()).collect();
+    assert_eq!(pipelines.len(), 2, "the folders whose frames have timesteps of their own");
+    for pipeline in &pipelines {
+        let same = ["a fox"; 5];
+        let frames = |chunks: &[Tensor]| chunks.iter().map(|it| it.size()[2]).collect::<Vec<_>>();
+        for depth in [1, 2, 3, 5, 9] {
+            assert_eq!(frames(&staggered(pipeline, &same, depth)), [1, 4, 4, 4, 4], "{depth}");
+        }
+        // Chunks look at each other, and depend on nothing else.
+        let together = staggered(pipeline, &same, 3);
+        assert_ne!(together[1], staggered(pipeline, &same, 1)[1]);
+        assert_eq!(together, staggered(pipeline, &same, 3));
+        // Other words finish first what was begun with the old ones.
+        let other = staggered(pipeline, &["a fox", "a fox", "the sea"], 3);
+        assert_eq!(other[..2], staggered(pipeline, &["a fox"; 2], 3));
+        assert_ne!(other[2], together[2]);
+    }
+}
+
+#[test]
+fn folders_of_one_noise_level_take_chunks_one_by_one() {
+    let pipeline = load(&fixture("t2v_public"));
+    assert!(!pipeline.info().can_stagger());
+    let refused = Restyler::together(&pipeline, (32, 32), NoiseKind::Counter, 2).unwrap_err();
+    assert!(refused.to_string().contains("stream-batch"), "{refused}");
+}
+
 #[test]
 fn little_noise_changes_little() {
     let _guard = tch::no_grad_guard();

@@ -127,11 +127,65 @@ impl StreamState {
         }
     }
 
+    /// The start of a stream that rolls in windows, whatever the folder prefers.
+    pub fn windowed(info: &FolderInfo, size: (i64, i64), noise: NoiseKind) -> Self {
+        let continuation = Continuation::Windowed(None);
+        Self { continuation, ..Self::new(info, size, noise) }
+    }
+
     /// Drops what was computed with prompts that are no longer used.
     pub fn forget_prompts(&mut self) {
         if let Continuation::Causal { caches, .. } = &mut self.continuation {
             *caches = None;
         }
+    }
+
+    /// Noise for `frames` latent frames, the first of them `from` frames after the next of the stream.
+    pub fn noise_for(
+        &self,
+        pipeline: &Pipeline,
+        seed: u64,
+        (from, frames): (i64, i64),
+        step: u32,
+    ) -> Tensor {
+        let first = self.next_latent_frame.saturating_add_signed(from);
+        let [height, width] = self.latent_size;
+        pipeline.noise(self.noise, seed, first, step, [frames, height, width])
+    }
+
+    /// Clean latents `[1, z, t, h, w]` before the next frame of a windowed stream.
+    pub fn context(&self) -> Option<&Tensor> {
+        match &self.continuation {
+            Continuation::Windowed(context) => context.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Decodes clean latents `[1, z, t, h, w]` as the next frames of a windowed stream and moves on behind them.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Cancelled`], which leaves everything as before the call.
+    pub fn put_next(
+        &mut self,
+        pipeline: &Pipeline,
+        latents: &Tensor,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Tensor> {
+        let mut decoder = self.decoder.shallow_clone();
+        let video = pipeline.decode_latents(latents, &mut decoder, cancel)?;
+        wait_for(pipeline.device());
+        let seen = match self.context() {
+            Some(context) => Tensor::cat(&[context, latents], 2),
+            None => latents.shallow_clone(),
+        };
+        let tail = last_frames(&seen, pipeline.info().context_latent_frames());
+        *self = Self {
+            next_latent_frame: self.next_latent_frame + latents.size()[2] as u64,
+            decoder,
+            continuation: Continuation::Windowed(tail),
+            ..*self
+        };
+        Ok(video)
     }
 
     /// Makes the next chunk and moves on behind it.
@@ -192,7 +246,7 @@ impl StreamState {
 }
 
 /// Waits until a GPU is done, so that timings mean something.
-fn wait_for(device: Device) {
+pub(super) fn wait_for(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
     }
@@ -226,12 +280,9 @@ impl Maker<'_> {
         }
     }
 
-    /// Noise for `frames` latent frames, the first of them `from` frames after the next of the stream.
+    /// As [`StreamState::noise_for`].
     fn noise(&self, from: i64, frames: i64, step: u32) -> Tensor {
-        let first = self.state.next_latent_frame.saturating_add_signed(from);
-        let [height, width] = self.state.latent_size;
-        let size = [frames, height, width];
-        self.task.pipeline.noise(self.state.noise, self.task.seed, first, step, size)
+        self.state.noise_for(self.task.pipeline, self.task.seed, (from, frames), step)
     }
 
     /// `frames` new latent frames, `from` frames after the next of the stream, at the noise level of the first step.
@@ -270,24 +321,32 @@ impl Maker<'_> {
                 (kept.min((window_frames - new).max(1)), new)
             }
         };
-        let mut window = self.window(self.guide(), new, 0);
-        if let Some(context) = context {
-            let context = context.narrow(2, kept - known, known);
-            let padding = [0, 0, 0, 0, 0, new];
-            window.latents = Tensor::cat(&[&context, &window.latents], 2);
-            window.known = Some(Known {
-                frames: (0..known + new).map(|frame| frame < known).collect(),
-                latents: context.constant_pad_nd(padding),
-                noise: self.noise(-known, known, 1).constant_pad_nd(padding),
-            });
-        }
-        let latents = self.run(&window, None)?;
+        let latents = match context {
+            Some(context) => {
+                let context = context.narrow(2, kept - known, known);
+                self.continued(&context, self.window(self.guide(), new, 0))?
+            }
+            None => self.run(&self.window(self.guide(), new, 0), None)?,
+        };
         let tail = last_frames(&latents, info.context_latent_frames());
         Ok(Latents {
             latents: latents.narrow(2, known, new),
             shown: 0,
             continuation: Continuation::Windowed(tail),
         })
+    }
+
+    /// Known latents `[1, z, t, h, w]` and the frames of a window after them.
+    fn continued(&self, known: &Tensor, mut window: Window) -> Result<Tensor> {
+        let (before, new) = (known.size()[2], window.latents.size()[2]);
+        let padding = [0, 0, 0, 0, 0, new];
+        window.latents = Tensor::cat(&[known, &window.latents], 2);
+        window.known = Some(Known {
+            frames: (0..before + new).map(|frame| frame < before).collect(),
+            latents: known.constant_pad_nd(padding),
+            noise: self.noise(-before, before, 1).constant_pad_nd(padding),
+        });
+        self.run(&window, None)
     }
 
     fn causal(&self, tail: Option<&Tensor>, caches: Option<&CausalCaches>) -> Result<Latents> {
@@ -380,7 +439,7 @@ impl Maker<'_> {
 }
 
 /// A copy of the last frames, at most `frames` of them; `None` for none.
-fn last_frames(latents: &Tensor, frames: i64) -> Option<Tensor> {
+pub(super) fn last_frames(latents: &Tensor, frames: i64) -> Option<Tensor> {
     let length = latents.size()[2];
     let kept = frames.min(length);
     (kept > 0).then(|| latents.narrow(2, length - kept, kept).copy())

@@ -149,6 +149,19 @@ impl Denoiser<'_> {
         self.walk(window, caches, on_step)
     }
 
+    /// One evaluation of latents `[1, z, T, h, w]` whose frames have timesteps of their own, `[1, T / pt]` as the transformer is
+    /// told them: the flow, or the clean latents, in f32. For folders with `expand_timesteps` and one transformer.
+    ///
+    /// # Errors
+    /// As [`Denoiser::run`].
+    pub fn predict(&self, latents: &Tensor, timestep: Tensor) -> Result<Tensor> {
+        let s = latents.size();
+        let model = &self.pipeline.transformers[0];
+        let layout = model.layout([s[2], s[3], s[4]], 0, AttentionPattern::Full);
+        let input = latents.shallow_clone();
+        self.guided_flow(&Step { expert: 0, layout: &layout, input, timestep }, None)
+    }
+
     fn walk(
         &self,
         window: &Window,

@@ -19,6 +19,7 @@ mod noise;
 mod request;
 mod restyle;
 mod rollout;
+mod staggered;
 mod statistics;
 
 use tch::{Device, Kind, Tensor};

@@ -5,13 +5,14 @@
 //! from their mix with others, or from any; it continues its own last chunk, never an encoding of what it showed. On one
 //! whole clip this is SDEdit (Meng et al. 2022) as diffusers' `WanVideoToVideoPipeline` does it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tch::{Kind, Tensor};
 
 use super::continuation::{ChunkTask, Decoded, Start, Stopwatch, StreamState};
-use super::denoise::{Guidance, Prompts, begin_index, check};
+use super::denoise::{Denoiser, Guidance, Prompts, begin_index, check};
 use super::rollout::Timings;
+use super::staggered::Flights;
 use super::{NoiseKind, Pipeline};
 use crate::error::{Error, Result};
 use crate::nn::conv3d::FeatureCaches;
@@ -224,11 +225,24 @@ pub struct Restyled {
     pub timings: Timings,
 }
 
+impl Decoded {
+    fn after(self, encode_prompt: Duration) -> Restyled {
+        let Self { video, denoise, decode } = self;
+        let timings = Timings { encode_prompt, denoise, decode, ..Timings::default() };
+        Restyled { video, timings }
+    }
+}
+
 /// Makes new frames from latents, continuing its last chunk.
 #[derive(Debug)]
 pub struct Restyler {
     state: StreamState,
     prompts: Option<(Embeddings, Prompts)>,
+    /// Chunks denoised together.
+    depth: usize,
+    flights: Flights,
+    /// What the chunks on their way are steered by.
+    guidance: Option<Guidance>,
 }
 
 impl Restyler {
@@ -238,7 +252,38 @@ impl Restyler {
     /// A folder that needs an image to start from.
     pub fn new(pipeline: &Pipeline, size: (i64, i64), noise: NoiseKind) -> Result<Self> {
         pipeline.info().check_streams()?;
-        Ok(Self { state: StreamState::new(pipeline.info(), size, noise), prompts: None })
+        Ok(Self {
+            state: StreamState::new(pipeline.info(), size, noise),
+            prompts: None,
+            depth: 1,
+            flights: Flights::default(),
+            guidance: None,
+        })
+    }
+
+    /// The start of a stream of which `depth` chunks are denoised together, each `1 / depth` of its steps behind the one before.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a folder whose transformer knows one noise level at a time
+    /// ([`crate::pipeline::FolderInfo::can_stagger`]).
+    pub fn together(
+        pipeline: &Pipeline,
+        size: (i64, i64),
+        noise: NoiseKind,
+        depth: usize,
+    ) -> Result<Self> {
+        let mut restyler = Self::new(pipeline, size, noise)?;
+        if depth > 1 {
+            let info = pipeline.info();
+            if !info.can_stagger() {
+                let expected =
+                    "1 for this folder, whose transformer knows one noise level at a time";
+                return Err(Error::setting("stream-batch", depth, expected));
+            }
+            restyler.depth = depth;
+            restyler.state = StreamState::windowed(info, size, noise);
+        }
+        Ok(restyler)
     }
 
     /// New frames for the next latents `[1, z, t, h, w]`, normalised as [`VideoEncoder`] gives them; `t` is the caller's choice,
@@ -274,9 +319,74 @@ impl Restyler {
                 cancel,
             };
             let encode_prompt = stopwatch.lap();
-            let Decoded { video, denoise, decode } = self.state.advance(&task)?;
-            let timings = Timings { encode_prompt, denoise, decode, ..Timings::default() };
-            Ok(Restyled { video, timings })
+            Ok(self.state.advance(&task)?.after(encode_prompt))
+        })
+    }
+
+    /// Sends off a chunk to follow the next latents, as [`Restyler::next_chunk`] takes them, and gives the chunks that are finished
+    /// by then, in order: this one, or, where chunks are denoised together, older ones. Other words or another guidance
+    /// finish first what was begun with the old.
+    ///
+    /// # Errors
+    /// As [`Restyler::next_chunk`]; a stream whose chunks are denoised together can't go on after one.
+    pub fn push(
+        &mut self,
+        pipeline: &Pipeline,
+        guide: &Tensor,
+        controls: &RestyleControls<'_>,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Vec<Restyled>> {
+        if self.depth == 1 {
+            return Ok(vec![self.next_chunk(pipeline, guide, controls, cancel)?]);
+        }
+        guarded(|| {
+            check(cancel)?;
+            let guidance = Guidance::of(pipeline.info(), controls.guidance_scale);
+            let others = self.prompts.as_ref().is_none_or(|(e, _)| !e.equals(controls.embeddings));
+            let mut restyled = Vec::new();
+            if others || self.guidance != Some(guidance) {
+                restyled = self.finish(pipeline, cancel)?;
+            }
+            let mut stopwatch = Stopwatch(Instant::now());
+            let whole = pipeline
+                .info()
+                .scheduler
+                .set_timesteps(controls.num_inference_steps as usize, None)?;
+            let (schedule, begin_index) = controls.start_level.place(&whole)?;
+            self.prepare_prompts(pipeline, controls.embeddings);
+            self.guidance = Some(guidance);
+            let encode_prompt = stopwatch.lap();
+            let Self { state, prompts: Some((_, prompts)), flights, depth, .. } = self else {
+                return Err(Error::Torch("no prompt was prepared".into()));
+            };
+            let denoiser = Denoiser { pipeline, prompts, guidance, schedule: &schedule, cancel };
+            let new = (guide, begin_index, controls.seed);
+            let decoded = state.send_off(&denoiser, new, (flights, *depth))?;
+            restyled.extend(decoded.into_iter().map(|decoded| decoded.after(encode_prompt)));
+            Ok(restyled)
+        })
+    }
+
+    /// Finishes the chunks that are on their way.
+    ///
+    /// # Errors
+    /// As [`Restyler::push`].
+    pub fn finish(
+        &mut self,
+        pipeline: &Pipeline,
+        cancel: &dyn Fn() -> bool,
+    ) -> Result<Vec<Restyled>> {
+        let Self { state, prompts: Some((_, prompts)), flights, guidance: Some(guidance), .. } =
+            self
+        else {
+            return Ok(Vec::new());
+        };
+        let Some(schedule) = flights.schedule().cloned() else { return Ok(Vec::new()) };
+        guarded(|| {
+            let denoiser =
+                Denoiser { pipeline, prompts, guidance: *guidance, schedule: &schedule, cancel };
+            let decoded = state.bring_in(&denoiser, flights)?;
+            Ok(decoded.into_iter().map(|decoded| decoded.after(Duration::ZERO)).collect())
         })
     }
 

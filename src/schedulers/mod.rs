@@ -252,6 +252,16 @@ impl Solver {
         self.index
     }
 
+    /// The schedule that is walked.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// What the transformer is told at the next step; `None` when the walk is over.
+    pub fn timestep(&self) -> Option<f32> {
+        self.schedule.timesteps.get(self.index).copied()
+    }
+
     /// Takes one step from `sample` by `model_output` and returns the sample at the next noise level.
     ///
     /// Any shape will do; `model_output` (the flow, or the clean sample where the folder's `prediction_type` says so) is

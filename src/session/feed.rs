@@ -28,17 +28,18 @@ pub trait Process: Send + 'static {
     type Job: Send + 'static;
     type Output: Send + 'static;
 
-    /// Does one job, on the model's thread and without gradients.
+    /// Takes one job, on the model's thread and without gradients, and gives the results of the oldest jobs that have none
+    /// yet, in order: that of this one, or, where jobs are worked on together, any number.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] soon after `cancel` turns true; any other error is delivered in the place of the result, after
-    /// which the process is reset and the next job begins.
+    /// [`Error::Cancelled`] soon after `cancel` turns true; any other error is delivered in the place of the result, and as
+    /// [`Error::Cancelled`] for older jobs without one; then the process is reset and the next job begins.
     fn process(
         &mut self,
         pipeline: &Pipeline,
         job: Self::Job,
         cancel: &dyn Fn() -> bool,
-    ) -> Result<Self::Output>;
+    ) -> Result<Vec<Self::Output>>;
 
     /// Forgets the stream so far; the next job begins another.
     fn reset(&mut self);
@@ -49,7 +50,7 @@ pub struct Finished<T> {
     /// What [`Feed::submit`] returned.
     pub ticket: u64,
     pub result: Result<T>,
-    /// Time on the model's thread.
+    /// Time on the model's thread, of the job that brought the result.
     pub spent: Duration,
 }
 
@@ -78,7 +79,7 @@ impl<P: Process> Feed<P> {
         let (model, queue, ready) = registry::attach(info, device, precision, |work| Queue {
             threads,
             state: Mutex::new(State { jobs: VecDeque::new(), next_ticket: 0, failed: false }),
-            process: Mutex::new((0, process)),
+            process: Mutex::new(AtWork { epoch: 0, process, open: VecDeque::new() }),
             epoch: AtomicU64::new(0),
             working: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -120,7 +121,7 @@ impl<P: Process> Feed<P> {
         Some(ticket)
     }
 
-    /// Jobs whose result has not been delivered.
+    /// Jobs that wait or are being worked on.
     pub fn pending(&self) -> usize {
         let queued = self.queue.lock().jobs.len();
         queued + usize::from(self.queue.working.load(Ordering::SeqCst))
@@ -164,12 +165,21 @@ struct State<J> {
     failed: bool,
 }
 
+/// A process with what it has been given.
+struct AtWork<P> {
+    /// The epoch it has seen last.
+    epoch: u64,
+    process: P,
+    /// Tickets of the jobs that have no result yet.
+    open: VecDeque<u64>,
+}
+
 /// The shared part of a feed.
 struct Queue<P: Process> {
     threads: u32,
     state: Mutex<State<P::Job>>,
-    /// With the epoch it has seen last; locked only while at work.
-    process: Mutex<(u64, P)>,
+    /// Locked only while at work.
+    process: Mutex<AtWork<P>>,
     epoch: AtomicU64,
     working: AtomicBool,
     closed: AtomicBool,
@@ -189,11 +199,13 @@ impl<P: Process> Queue<P> {
         self.is_closed() || self.epoch.load(Ordering::SeqCst) != epoch
     }
 
-    fn deliver(&self, epoch: u64, finished: Finished<P::Output>) {
+    fn deliver(&self, epoch: u64, finished: Vec<Finished<P::Output>>) {
         let _sending = locked(&self.sending);
         self.working.store(false, Ordering::SeqCst);
-        if !self.is_stale(epoch) {
-            (self.results)(finished);
+        for finished in finished {
+            if !self.is_stale(epoch) {
+                (self.results)(finished);
+            }
         }
     }
 }
@@ -221,16 +233,28 @@ impl<P: Process> Client for Queue<P> {
         let Some(Submitted { ticket, epoch, job }) = taken else { return };
         let started = Instant::now();
         let cancel = || self.is_stale(epoch) || quit.load(Ordering::SeqCst);
-        let mut process = locked(&self.process);
-        let (seen, process) = &mut *process;
+        let mut at_work = locked(&self.process);
+        let AtWork { epoch: seen, process, open } = &mut *at_work;
         if std::mem::replace(seen, epoch) != epoch {
             process.reset();
+            open.clear();
         }
+        open.push_back(ticket);
         let result = torch::guarded(|| process.process(pipeline, job, &cancel));
-        if result.is_err() {
-            process.reset();
-        }
-        self.deliver(epoch, Finished { ticket, result, spent: started.elapsed() });
+        let spent = started.elapsed();
+        let results: Vec<Result<P::Output>> = match result {
+            Ok(outputs) => outputs.into_iter().map(Ok).collect(),
+            Err(error) => {
+                process.reset();
+                let older = (1..open.len()).map(|_| Err(Error::Cancelled));
+                older.chain([Err(error)]).collect()
+            }
+        };
+        let finished: Vec<_> = results
+            .into_iter()
+            .map_while(|result| Some(Finished { ticket: open.pop_front()?, result, spent }))
+            .collect();
+        self.deliver(epoch, finished);
     }
 
     fn send(&self, event: Event) {

@@ -58,8 +58,8 @@ impl Process for Mixing {
         pipeline: &Pipeline,
         job: MixJob,
         cancel: &dyn Fn() -> bool,
-    ) -> Result<Self::Output> {
-        match job {
+    ) -> Result<Vec<Self::Output>> {
+        let made = match job {
             MixJob::Mix { frames, controls, restart } => {
                 let size = frames.first().map_or((0, 0), |it| (it.a.width, it.a.height));
                 let kept = self.mixer.take().filter(|(of, _)| *of == size && !restart);
@@ -70,17 +70,17 @@ impl Process for Mixing {
                 let help = (&mut self.texts, cancel);
                 let mixed = mixer.next_chunk(pipeline, &frames, &controls, help)?;
                 self.mixer = Some((size, mixer));
-                Ok((mixed.frames.into_iter().map(Arc::new).collect(), mixed.timings))
+                (mixed.frames, mixed.timings)
             }
             MixJob::Bridge { before, gap, after, controls } => {
                 let size = before.first().map_or((0, 0), |it| (it.width as i64, it.height as i64));
                 let help = (&mut self.texts, cancel);
                 let begun = Instant::now();
                 let frames = bridge(pipeline, (&before, &after), (gap, size), &controls, help)?;
-                let timings = Timings { denoise: begun.elapsed(), ..Timings::default() };
-                Ok((frames.into_iter().map(Arc::new).collect(), timings))
+                (frames, Timings { denoise: begun.elapsed(), ..Timings::default() })
             }
-        }
+        };
+        Ok(vec![(made.0.into_iter().map(Arc::new).collect(), made.1)])
     }
 
     fn reset(&mut self) {

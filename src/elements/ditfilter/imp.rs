@@ -42,6 +42,8 @@ const ANY_FRAME_NS: u64 = 40_000_000;
 #[derive(Clone)]
 pub(super) struct Running {
     pub(super) feed: Arc<Feed<Restyling>>,
+    /// Chunks denoised together.
+    pub(super) depth: usize,
     progress: Arc<Progress>,
 }
 
@@ -272,7 +274,18 @@ impl DitFilter {
         *locked(&self.model) = Some(feed.model().clone());
         // The same model has been found again by now.
         drop(kept);
-        *locked(&self.running) = Some(Running { feed: Arc::new(feed), progress });
+        let depth = match settings.stream_batch as usize {
+            wanted if wanted > 1 && !feed.info().can_stagger() => {
+                gst::warning!(
+                    CAT,
+                    imp = self,
+                    "stream-batch={wanted}: this model knows one noise level at a time, chunks are made one after the other"
+                );
+                1
+            }
+            wanted => wanted,
+        };
+        *locked(&self.running) = Some(Running { feed: Arc::new(feed), depth, progress });
         self.prepare_degrading();
         Ok(())
     }

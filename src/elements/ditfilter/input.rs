@@ -138,7 +138,7 @@ impl DitFilter {
 
     /// Keeps upstream from filling the memory; a live stream only waits where downstream does not take anything.
     fn wait_for_room(&self, running: &Running) -> Result<(), gst::FlowError> {
-        let window = WINDOW_CHUNKS * self.chunk_frames();
+        let window = (WINDOW_CHUNKS + running.depth - 1) * self.chunk_frames();
         let mut state = locked(&self.state);
         loop {
             if state.flushing {
@@ -330,13 +330,23 @@ impl DitFilter {
         let Gathered { frames, plan } = std::mem::take(&mut state.gathered);
         let restart = state.fresh;
         state.fresh |= ends;
-        let Some(plan) = plan.filter(|_| !frames.is_empty()) else { return };
-        state.fresh = ends || frames.len() < plan.target;
+        let depth = running.depth;
+        let Some(plan) = plan.filter(|_| !frames.is_empty()) else {
+            if ends {
+                self.end_batch(running, &state, &settings);
+            }
+            return;
+        };
+        let last = ends || frames.len() < plan.target;
+        state.fresh = last;
         let patient = settings.late_policy == DitLatePolicy::Wait;
-        if live && !patient && state.submitted.len() >= LIVE_JOBS {
+        if live && !patient && state.submitted.len() >= LIVE_JOBS + depth - 1 {
             gst::debug!(CAT, imp = self, "{} frames pass: too many jobs", frames.len());
             state.gathered_pass();
             state.fresh |= restart;
+            if last {
+                self.end_batch(running, &state, &settings);
+            }
             drop(state);
             self.changed.notify_all();
             return;
@@ -344,7 +354,7 @@ impl DitFilter {
         let count = frames.len();
         let frames = thinned(&frames, plan.every, plan.group);
         let restyled = frames.len();
-        let job = RestyleJob { frames, restart, settings: plan.settings };
+        let job = RestyleJob { frames, restart, last, depth, settings: plan.settings };
         // The result waits for the lock that is held here.
         let Some(ticket) = running.feed.submit(job) else {
             state.gathered_pass();
@@ -369,6 +379,18 @@ impl DitFilter {
         self.changed.notify_all();
     }
 
+    /// Lets chunks come out that are denoised together with one that does not come.
+    fn end_batch(&self, running: &Running, state: &State, settings: &FilterSettings) {
+        if running.depth == 1 || state.submitted.is_empty() {
+            return;
+        }
+        let (frames, settings) = (Vec::new(), settings.restyle(1, None));
+        let depth = running.depth;
+        // Nothing waits for its own result.
+        let _ =
+            running.feed.submit(RestyleJob { frames, restart: false, last: true, depth, settings });
+    }
+
     /// Takes in a result, on the model's thread.
     pub(super) fn finished(&self, finished: Finished<RestyledFrames>) {
         let Finished { ticket, result, spent } = finished;
@@ -377,7 +399,13 @@ impl DitFilter {
         let Some(at) = state.submitted.iter().position(|job| job.ticket == ticket) else { return };
         let Some(job) = state.submitted.remove(at) else { return };
         let now = Instant::now();
-        let begun = state.busy_since.map_or(job.at, |since| since.max(job.at));
+        // The job that brought the result came after those that it was made together with.
+        let came = match self.running().map_or(1, |running| running.depth) {
+            1 => Some(job.at),
+            depth => state.submitted.get(at + depth - 2).map(|other| other.at),
+        };
+        let came = came.or(now.checked_sub(spent)).unwrap_or(now);
+        let begun = state.busy_since.map_or(came, |since| since.max(came));
         state.busy_since = Some(now);
         match result {
             Ok(restyled) => {
@@ -397,6 +425,8 @@ impl DitFilter {
                 }
                 drop(state);
             }
+            // What it was made together with failed, which is told of by itself.
+            Err(Error::Cancelled) => state.give_up(&job),
             Err(error) => {
                 state.give_up(&job);
                 drop(state);
@@ -476,7 +506,12 @@ impl DitFilter {
         let Some(running) = self.running() else { return wanted.max(1) };
         let info = running.feed.info();
         let group = info.vae.temporal_factor() as usize;
-        let wanted = if wanted == 0 { info.later_chunk_frames() as usize } else { wanted };
+        let wanted = match running.depth {
+            _ if wanted > 0 => wanted,
+            // Two latent frames at least, so that a slow machine can leave one out.
+            1 => (info.later_chunk_frames() as usize).max(2 * group),
+            depth => info.staggered_latent_frames(depth as i64) as usize * group,
+        };
         wanted.div_ceil(group).max(1) * group
     }
 
@@ -497,17 +532,21 @@ impl DitFilter {
         }
     }
 
-    /// What this element adds to the latency: the rest of the chunk and the time it takes.
+    /// What this element adds to the latency: the rest of the chunk and of those it is made together with, and the time it
+    /// takes.
     pub(super) fn latency(&self) -> gst::ClockTime {
         let (chunk, frame) = (self.chunk_frames() as u64, self.frame_duration());
         let length = Duration::from_nanos(frame.nseconds() * chunk);
         let allowance = locked(&self.settings).allowance(length);
-        frame * (chunk - 1) + gst::ClockTime::from_nseconds(allowance.as_nanos() as u64)
+        let depth = self.running().map_or(1, |running| running.depth as u64);
+        frame * (chunk * depth - 1) + gst::ClockTime::from_nseconds(allowance.as_nanos() as u64)
     }
 
     /// The most that it can hold without keeping upstream waiting.
     pub(super) fn most_latency(&self) -> gst::ClockTime {
-        let held = self.frame_duration() * (WINDOW_CHUNKS * self.chunk_frames()) as u64;
+        let depth = self.running().map_or(1, |running| running.depth);
+        let held =
+            self.frame_duration() * ((WINDOW_CHUNKS + depth - 1) * self.chunk_frames()) as u64;
         held.max(self.latency())
     }
 

@@ -17,7 +17,8 @@
 //!
 //! **Latency**: a frame waits for the rest of its chunk and for the chunk to be made, so `chunk-frames - 1` frames and
 //! `latency-budget` (by default the length of a chunk, which is the most that can be sustained) are reported. Only a
-//! change of the frame rate or the budget changes it.
+//! change of the frame rate or the budget changes it. With `stream-batch` a frame waits for all chunks that its own is
+//! made together with, which are the shorter for it.
 //!
 //! **Live and too slow**: `late-policy=degrade` takes fewer denoising steps, then smaller pictures, then every second
 //! frame shown twice, then passes pictures through, and goes back up when the load falls; passing through, it tries

@@ -14,6 +14,7 @@ use super::{DitLatePolicy, DitOnError};
 /// Below 0 `strength` counts.
 const BY_STRENGTH: f64 = -1.0;
 const MAX_CHUNK: u32 = 1024;
+const MAX_BATCH: u32 = 16;
 const MAX_SIZE: u32 = 8192;
 
 /// Values of all properties.
@@ -29,6 +30,8 @@ pub struct FilterSettings {
     pub processing_scale: f64,
     /// 0 for the model's own.
     pub chunk_frames: u32,
+    /// Chunks denoised together.
+    pub stream_batch: u32,
     /// Nanoseconds; 0 for the length of a chunk.
     pub latency_budget: u64,
     pub late_policy: DitLatePolicy,
@@ -51,6 +54,7 @@ impl Default for FilterSettings {
             processing_height: 0,
             processing_scale: 0.0,
             chunk_frames: 0,
+            stream_batch: 1,
             latency_budget: 0,
             late_policy: DitLatePolicy::default(),
             on_error: DitOnError::default(),
@@ -147,6 +151,14 @@ impl FilterSettings {
                 .default_value(self.chunk_frames)
                 .mutable_ready()
                 .build(),
+            glib::ParamSpecUInt::builder("stream-batch")
+                .nick("Stream batch")
+                .blurb("Chunks denoised together, each some steps further than the next, so that they can be short: less latency for the same work, and one large evaluation where a GPU would idle on small ones (chunks; 1 = one after the other; models that know one noise level at a time are always taken so)")
+                .minimum(1)
+                .maximum(MAX_BATCH)
+                .default_value(self.stream_batch)
+                .mutable_ready()
+                .build(),
             glib::ParamSpecUInt64::builder("latency-budget")
                 .nick("Latency budget")
                 .blurb("Time that restyling a chunk may take in a live pipeline, reported as latency beside the length of the chunk (nanoseconds; 0 = the length of a chunk)")
@@ -218,6 +230,10 @@ impl FilterSettings {
                 self.chunk_frames = value.get().ok()?;
                 return Some(Effect::NextStart);
             }
+            "stream-batch" => {
+                self.stream_batch = value.get().ok()?;
+                return Some(Effect::NextStart);
+            }
             "latency-budget" => self.latency_budget = value.get().ok()?,
             "late-policy" => self.late_policy = value.get().ok()?,
             "on-error" => self.on_error = value.get().ok()?,
@@ -240,6 +256,7 @@ impl FilterSettings {
             "processing-height" => self.processing_height.to_value(),
             "processing-scale" => self.processing_scale.to_value(),
             "chunk-frames" => self.chunk_frames.to_value(),
+            "stream-batch" => self.stream_batch.to_value(),
             "latency-budget" => self.latency_budget.to_value(),
             "late-policy" => self.late_policy.to_value(),
             "on-error" => self.on_error.to_value(),
