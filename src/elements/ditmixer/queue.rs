@@ -163,7 +163,9 @@ impl DitMixer {
         /// More would only be later.
         const MOST: i64 = 4;
         let info = feed.model().info();
-        let latents = info.later_chunk_latent_frames().clamp(1, MOST);
+        // A causal folder's single frames would leave the model too little time for each.
+        let latents = info.later_chunk_latent_frames().max(info.staggered_latent_frames(1));
+        let latents = latents.clamp(1, MOST);
         (latents * info.vae.temporal_factor()) as usize
     }
 
