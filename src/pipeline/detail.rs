@@ -130,14 +130,14 @@ fn smoothed(video: &Tensor, side: i64) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use super::super::torch_noise;
     use super::*;
     use tch::Device;
 
     const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 
-    fn noise(seed: i64, frames: i64) -> Tensor {
-        tch::manual_seed(seed);
-        (Tensor::rand([1, 3, frames, 16, 24], OPTIONS) * 2.0 - 1.0) * 0.8
+    fn noise(seed: u64, frames: i64) -> Tensor {
+        torch_noise(seed, &[1, 3, frames, 16, 24]).tanh() * 0.8
     }
 
     fn apart(one: &Tensor, other: &Tensor) -> f64 {

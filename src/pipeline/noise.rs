@@ -151,7 +151,6 @@ impl Mt19937 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     #[test]
     fn philox_matches_published_values() {
@@ -177,15 +176,5 @@ mod tests {
         assert!(noise.mean(Kind::Float).double_value(&[]).abs() < 0.02);
         assert!((noise.std(true).double_value(&[]) - 1.0).abs() < 0.02);
         assert!(noise.abs().max().double_value(&[]) < 6.5);
-    }
-
-    #[test]
-    fn torch_noise_equals_torch() {
-        for shape in [&[3, 3][..], &[4, 16], &[1, 5, 7]] {
-            tch::manual_seed(1234);
-            let expected = Tensor::randn(shape, (Kind::Float, Device::Cpu));
-            let worst = (torch_noise(1234, shape) - expected).abs().max().double_value(&[]);
-            assert!(worst < 2e-6, "{shape:?}: {worst}");
-        }
     }
 }

@@ -106,8 +106,8 @@ fn channel_statistics(video: &Tensor) -> (Tensor, Tensor) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::torch_noise;
     use super::*;
-    use tch::Device;
 
     fn flat(value: u8) -> RgbFrame {
         RgbFrame { width: 4, height: 4, data: vec![value; 48] }
@@ -133,8 +133,7 @@ mod tests {
 
     #[test]
     fn a_growing_cast_is_taken_back() {
-        let options = (Kind::Float, Device::Cpu);
-        let input = Tensor::rand([1, 3, 4, 8, 8], options) - 0.5;
+        let input = torch_noise(1, &[1, 3, 4, 8, 8]).tanh() * 0.5;
         let mut lock = ColourLock::default();
         let styled = &input * 0.5 + 0.1;
         assert_eq!(lock.apply(&input, &styled, 1.0), styled);

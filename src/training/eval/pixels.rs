@@ -71,10 +71,10 @@ pub(super) fn flicker(frames: &[RgbFrame]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::torch_noise;
 
-    fn noise(seed: i64) -> Tensor {
-        tch::manual_seed(seed);
-        Tensor::rand([3, 2, 24, 24], (Kind::Float, Device::Cpu)) * 2.0 - 1.0
+    fn noise(seed: u64) -> Tensor {
+        torch_noise(seed, &[3, 2, 24, 24]).tanh()
     }
 
     #[test]
