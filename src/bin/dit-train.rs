@@ -112,7 +112,7 @@ struct DitArgs {
     /// A finished `vae/` folder.
     #[arg(long)]
     vae: PathBuf,
-    /// A `dit-state.safetensors` of another run, from whose weights to start.
+    /// A `dit-state.safetensors` of another run, or a pipeline folder, from whose weights to start.
     #[arg(long)]
     from: Option<PathBuf>,
     #[arg(long, default_value_t = 40_000)]

@@ -54,10 +54,16 @@ impl RotaryTables {
     /// Tables for a grid. A head's channels are shared out as `2 * (head_dim / 6)` for height, as many for width and
     /// the rest for time; angles are `position / 10000^(2j/d)`, computed in f64.
     pub fn new(grid: &TokenGrid, head_dim: i64, device: Device) -> Self {
+        let frames: Vec<i64> = (grid.frame_offset..grid.frame_offset + grid.frames).collect();
+        Self::at(&frames, grid, head_dim, device)
+    }
+
+    /// As [`Self::new`], with the position in time of each of the grid's frames given.
+    pub fn at(frames: &[i64], grid: &TokenGrid, head_dim: i64, device: Device) -> Self {
         let space = 2 * (head_dim / 6);
-        let time = axis_angles(head_dim - 2 * space, grid.frame_offset, grid.frames);
-        let rows = axis_angles(space, 0, grid.height);
-        let columns = axis_angles(space, 0, grid.width);
+        let time = axis_angles(head_dim - 2 * space, frames.iter().copied());
+        let rows = axis_angles(space, 0..grid.height);
+        let columns = axis_angles(space, 0..grid.width);
         let mut angles = Vec::with_capacity((grid.len() * head_dim / 2) as usize);
         for t in &time {
             for y in &rows {
@@ -83,10 +89,10 @@ impl RotaryTables {
     }
 }
 
-/// For each of `length` positions the angles of `channels / 2` pairs.
-fn axis_angles(channels: i64, offset: i64, length: i64) -> Vec<Vec<f64>> {
+/// For each of these positions the angles of `channels / 2` pairs.
+fn axis_angles(channels: i64, positions: impl Iterator<Item = i64>) -> Vec<Vec<f64>> {
     let frequency = |j: i64| 1.0 / 10_000f64.powf(2.0 * j as f64 / channels as f64);
-    (offset..offset + length)
+    positions
         .map(|position| (0..channels / 2).map(|j| position as f64 * frequency(j)).collect())
         .collect()
 }

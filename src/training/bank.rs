@@ -4,7 +4,7 @@
 
 use tch::{Device, Tensor};
 
-use super::attribute_head::PLACE;
+use super::attribute_head::{OUTLINE_CELLS, OUTLINE_FRAMES, PLACE};
 use super::emphasis;
 use super::vae::{FRAME_RATE, render};
 use super::world::draw::{Draws, mix64};
@@ -21,13 +21,14 @@ pub struct Shape {
     pub frames: i64,
 }
 
-/// One clip: normalised latents `[z, T, h, w]`, their weights in the loss `[1, T, h, w]`, what it shows, and where, `[T, 6]` as
-/// [`Truth`](super::attribute_head::Truth) has it.
+/// One clip: normalised latents `[z, T, h, w]`, their weights in the loss `[1, T, h, w]`, what it shows, and where and within which
+/// outlines, `[T, 6]` and `[T, 4, 4h, 4w]` as [`Truth`](super::attribute_head::Truth) has them.
 pub struct Entry {
     pub latents: Tensor,
     pub weights: Tensor,
     pub attributes: Attributes,
     pub places: Tensor,
+    pub outlines: Tensor,
 }
 
 /// A ring of clips of one shape.
@@ -90,7 +91,9 @@ impl Bucket {
                 let weights = object_weights(scene, &latents.size()).to_device(device);
                 let aspect = size.0 as f32 / size.1 as f32;
                 let places = places(scene, latents.size()[1], aspect).to_device(device);
-                let entry = Entry { latents, weights, attributes: scene.attributes, places };
+                let outlines = outlines(scene, &latents.size()).to_device(device);
+                let attributes = scene.attributes;
+                let entry = Entry { latents, weights, attributes, places, outlines };
                 let at = (self.drawn % self.capacity as u64) as usize;
                 self.drawn += 1;
                 if self.entries.len() < self.capacity {
@@ -158,6 +161,19 @@ fn places(scene: &Scene, frames: i64, aspect: f32) -> Tensor {
     Tensor::from_slice(&places).view([frames, PLACE])
 }
 
+/// What the object covers of the cells of each frame of each latent frame, `[T, 4, 4h, 4w]`, 0 to 255.
+fn outlines(scene: &Scene, size: &[i64]) -> Tensor {
+    let (frames, height, width) = (size[1], OUTLINE_CELLS * size[2], OUTLINE_CELLS * size[3]);
+    let mut outlines = vec![0; (frames * OUTLINE_FRAMES * height * width) as usize];
+    for (at, plane) in (0..).zip(outlines.chunks_exact_mut((height * width) as usize)) {
+        let (latent, frame) = (at / OUTLINE_FRAMES, at % OUTLINE_FRAMES);
+        // The first latent frame is one frame of video, here four times, every other is four.
+        let frame = if latent == 0 { 0 } else { OUTLINE_FRAMES * (latent - 1) + 1 + frame };
+        emphasis::outline(plane, width as usize, scene, frame as f64 / FRAME_RATE);
+    }
+    Tensor::from_slice(&outlines).view([frames, OUTLINE_FRAMES, height, width])
+}
+
 #[cfg(test)]
 mod tests {
     use tch::Kind;
@@ -206,6 +222,16 @@ mod tests {
         };
         assert!((centre(0) - 3.0).abs() < 1.0, "{}", centre(0));
         assert!(centre(4) > centre(0) + 4.0, "{} {}", centre(0), centre(4));
+        let outlines = outlines(&scene, &[48, 5, 8, 14]);
+        assert_eq!(outlines.size(), [5, 4, 32, 56]);
+        // A disc would cover three parts of a hundred of the frame; no shape reaches beyond the heavy latents.
+        let covered = outlines.to_kind(Kind::Float) / 255.0;
+        let area = covered.mean(Kind::Float).double_value(&[]);
+        assert!((0.01..0.05).contains(&area), "{area}");
+        let bare = heavy.squeeze_dim(0).logical_not().to_kind(Kind::Float);
+        let bare = bare.repeat_interleave_self_int(4, 1, None);
+        let bare = bare.repeat_interleave_self_int(4, 2, None);
+        assert!((covered.amax([1i64], false) * bare).max().double_value(&[]) < 0.01);
         let share = heavy.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
         assert!((0.05..0.35).contains(&share), "{share}");
     }

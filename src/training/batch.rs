@@ -17,8 +17,8 @@ pub const BLOCK_LATENT_FRAMES: i64 = 1;
 const WINDOW_LATENT_FRAMES: i64 = 5;
 /// Pixel frames of the clips that windows are cut from: with what comes after the first second.
 const CLIP_FRAMES: i64 = 33;
-/// How often a clip is met before another takes its place.
-const MEETINGS: f64 = 12.0;
+/// How often a still, and a clip, is met before another takes its place; clips cost more to encode.
+const MEETINGS: [f64; 2] = [12.0, 24.0];
 /// Share of the windows at the start of a clip of which nothing is known.
 const FREE: f64 = 0.2;
 /// Share of the steps on clips that teach the next frame.
@@ -163,7 +163,7 @@ impl Sampler {
 pub(super) enum Task {
     /// Pictures that stand for themselves.
     Stills,
-    /// The next block of latent frames after some that are known, as a causal rollout asks for it.
+    /// Each block of latent frames after those before it, known, as a causal rollout asks for it.
     Next { block: i64 },
     /// Windows of any pattern of levels: what bridges, loops, restyling and windowed rollouts ask for.
     Window,
@@ -185,13 +185,19 @@ impl Task {
         match self {
             Self::Stills => 1,
             // Short ones more often: they are cheap, and the next frame hangs on the last one most.
-            Self::Next { block } => match draws.unit() {
-                u if u < 0.4 => 2 * block,
-                u if u < 0.7 => 3 * block,
-                _ => most / block * block,
+            Self::Next { block } => {
+                let most = most / block * block;
+                if draws.unit() < 0.6 { (3 * block).min(most) } else { most }
             }
-            .min(most),
             Self::Window => most,
+        }
+    }
+
+    /// Latent frames that the transformer is given for windows of so many.
+    pub(super) fn frames_in(self, frames: i64) -> i64 {
+        match self {
+            Self::Next { block } => 2 * frames - block,
+            Self::Stills | Self::Window => frames,
         }
     }
 
@@ -200,21 +206,28 @@ impl Task {
         // How often nothing shows through the noise: it is there that a picture is laid out.
         let (block, high) = match self {
             Self::Stills => (1, 0.3),
-            Self::Next { block } => (block, 0.5),
+            Self::Next { block } => (block as usize, 0.5),
             Self::Window => return draws.levels(frames, continues),
         };
-        let level = if draws.unit() < high { draws.high_level() } else { draws.level() };
-        let known = frames.saturating_sub(block as usize);
-        (0..frames).map(|frame| if frame < known { 0.0 } else { level }).collect()
+        let blocks = frames.div_ceil(block);
+        let mut one = || if draws.unit() < high { draws.high_level() } else { draws.level() };
+        let mut levels: Vec<f32> = (0..blocks).map(|_| one()).collect();
+        // Nobody begins in the middle of something.
+        if continues {
+            levels[0] = 0.0;
+        }
+        (0..frames).map(|frame| levels[frame / block]).collect()
     }
 
     pub(super) fn pattern(self, draws: &mut Draws) -> AttentionPattern {
-        let block = match self {
-            Self::Next { block } => block,
-            Self::Window if draws.unit() < 0.25 => BLOCK_LATENT_FRAMES,
-            _ => return AttentionPattern::Full,
-        };
-        AttentionPattern::BlockCausal { first_block: block, block_latent_frames: block }
+        let block = BLOCK_LATENT_FRAMES;
+        match self {
+            Self::Next { block } => AttentionPattern::NextBlock { block_latent_frames: block },
+            Self::Window if draws.unit() < 0.25 => {
+                AttentionPattern::BlockCausal { first_block: block, block_latent_frames: block }
+            }
+            _ => AttentionPattern::Full,
+        }
     }
 }
 
@@ -223,7 +236,7 @@ impl Sampler {
     fn refresh(&mut self, draws: &mut Draws, (task, at): (Task, usize), step: u64, size: i64) {
         let clip = task != Task::Stills;
         let bucket = if clip { &mut self.clips[at] } else { &mut self.images[at] };
-        let fresh = size as f64 / MEETINGS;
+        let fresh = size as f64 / MEETINGS[usize::from(clip)];
         let fresh = if bucket.is_empty() {
             (size as usize * 8).min(400)
         } else {
@@ -249,13 +262,14 @@ impl Batches for Sampler {
         let frames = task.frames(&mut draws, WINDOW_LATENT_FRAMES);
         let buckets = if task == Task::Stills { &self.images } else { &self.clips };
         let Shape { width, height, .. } = buckets[at].shape;
-        let size = (self.options.batch_tokens / ((width / 32) * (height / 32) * frames)).max(2);
+        let tokens = (width / 32) * (height / 32) * task.frames_in(frames);
+        let size = (self.options.batch_tokens / tokens).max(2);
         self.refresh(&mut draws, (task, at), step, size);
         let buckets = if task == Task::Stills { &self.images } else { &self.clips };
         let bucket = &buckets[at];
         let (mut latents, mut weights) = (Vec::new(), Vec::new());
         let (mut captions, mut levels) = (Vec::new(), Vec::new());
-        let (mut attributes, mut places) = (Vec::new(), Vec::new());
+        let (mut attributes, mut places, mut outlines) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..size {
             let entry = bucket.pick(draws.next());
             let last = (entry.latents.size()[1] - frames) as u64;
@@ -271,12 +285,17 @@ impl Batches for Sampler {
             });
             attributes.extend(attribute_head::numbers(&entry.attributes));
             places.push(entry.places.narrow(0, start as i64, frames));
+            outlines.push(entry.outlines.narrow(0, start as i64, frames));
             levels.extend(task.levels(&mut draws, frames as usize, start > 0));
         }
         let attributes = Tensor::from_slice(&attributes).view([size, -1]);
         let attributes = attributes.to_device(self.options.device);
         Batch {
-            truth: Some(Truth { attributes, places: Tensor::stack(&places, 0) }),
+            truth: Some(Truth {
+                attributes,
+                places: Tensor::stack(&places, 0),
+                outlines: Tensor::stack(&outlines, 0),
+            }),
             latents: Tensor::stack(&latents, 0),
             weights: Tensor::stack(&weights, 0),
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.options.device),
@@ -302,24 +321,26 @@ mod tests {
     }
 
     #[test]
-    fn the_next_block_is_all_that_is_noisy() {
+    fn every_next_block_has_one_level() {
         let mut draws = Draws::new(1, 1);
         let mut lengths = [0; 7];
         for block in [1, 3] {
             let task = Task::Next { block };
-            for _ in 0..100 {
+            for continues in [true, false].repeat(50) {
                 let frames = task.frames(&mut draws, 6);
                 lengths[frames as usize] += 1;
-                let levels = task.levels(&mut draws, frames as usize, true);
-                let (known, new) = levels.split_at((frames - block) as usize);
-                assert!(known.iter().all(|level| *level == 0.0) && !known.is_empty());
-                assert!(new.iter().all(|level| *level > 0.0 && *level == new[0]));
+                let levels = task.levels(&mut draws, frames as usize, continues);
+                assert_eq!(levels.len() as i64, frames);
+                for (number, levels) in levels.chunks(block as usize).enumerate() {
+                    assert!(levels.iter().all(|level| *level == levels[0]));
+                    assert_eq!(levels[0] == 0.0, number == 0 && continues);
+                }
             }
-            let causal =
-                AttentionPattern::BlockCausal { first_block: block, block_latent_frames: block };
-            assert_eq!(task.pattern(&mut draws), causal);
+            let next = AttentionPattern::NextBlock { block_latent_frames: block };
+            assert_eq!(task.pattern(&mut draws), next);
         }
-        assert!(lengths[2] > 20 && lengths[3] > 10 && lengths[6] > 100, "{lengths:?}");
+        assert_eq!(Task::Next { block: 1 }.frames_in(5), 9);
+        assert!(lengths[3] > 30 && lengths[6] > 100, "{lengths:?}");
     }
 
     #[test]

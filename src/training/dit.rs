@@ -28,7 +28,7 @@ pub struct DitOptions {
     pub vae: PathBuf,
     /// Folder for the state, the sheets and the finished pipeline folder `model/`.
     pub out: PathBuf,
-    /// A `dit-state.safetensors` of another run, from whose weights to start.
+    /// A `dit-state.safetensors` of another run, or a pipeline folder, from whose weights to start.
     pub from: Option<PathBuf>,
     pub steps: u64,
     /// Steps on single images before clips come in.
@@ -99,7 +99,12 @@ pub fn train(options: &DitOptions) -> Result<()> {
         predicts_sample: true,
         device: options.device,
     };
-    let sources = Sources::fresh();
+    let (folder, state) = match options.from.clone() {
+        Some(from) if from.is_dir() => (Some(from), None),
+        state => (None, state),
+    };
+    let sources =
+        folder.map_or_else(|| Ok(Sources::fresh()), |from| Sources::starting_from(&from))?;
     let plan = Plan {
         name: "dit",
         steps: options.steps,
@@ -109,7 +114,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
         save_every: options.save_every,
         hyper: Hyper { ema_decay: 0.999, ..Hyper::default() },
         state: options.out.join("dit-state.safetensors"),
-        from: options.from.clone(),
+        from: state,
     };
     let count = worker_count(options.workers, options.device);
     let batches = |worker: usize, step: u64| {

@@ -3,7 +3,7 @@
 //! and the loop that steps, saves and resumes. What differs is data: where parameters start, which of them are
 //! trained, and where batches come from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
 
@@ -22,15 +22,15 @@ use crate::models::transformer_wan::{
 use crate::models::umt5::{UMT5EncoderModel, Umt5Config};
 use crate::nn::attention::KvAccess;
 use crate::torch;
-use crate::weights::{Parameters, Source};
+use crate::weights::{Checkpoint, Parameters, Source};
 
 /// Below this noise level the loss counts errors of clean latents as if at it.
 const LEAST_LEVEL: f64 = 0.2;
 
 /// Most noise on frames that are known, as a standard deviation.
 const MOST_SPOILT: f64 = 0.15;
-/// How much naming attributes counts beside denoising.
-const LESSON: f64 = 0.2;
+/// How much naming attributes, and outlining the object, counts beside denoising.
+const LESSON: [f64; 2] = [0.2, 0.5];
 /// Prefix of the head's parameters in a state.
 pub(super) const ATTRIBUTE_HEAD: &str = "attribute_head";
 
@@ -132,6 +132,22 @@ impl Sources {
         }
     }
 
+    /// Everything is trained, starting from the transformer and text encoder of a pipeline folder.
+    ///
+    /// # Errors
+    /// When their weights are missing or malformed.
+    pub fn starting_from(folder: &Path) -> Result<Self> {
+        let part = |name: &str, stem: &str| -> Result<Source> {
+            let weights = Checkpoint::open(&folder.join(name), stem)?;
+            Ok(Source::Trainable(Parameters::starting_from(weights)))
+        };
+        Ok(Self {
+            transformer: part("transformer", "diffusion_pytorch_model")?,
+            text_encoder: part("text_encoder", "model")?,
+            ..Self::fresh()
+        })
+    }
+
     /// What is trained of each part, with the prefix of its names in a state.
     pub fn trained(&self) -> impl Iterator<Item = (&'static str, &Parameters)> {
         let parts = [("transformer", &self.transformer), ("text_encoder", &self.text_encoder)];
@@ -170,8 +186,9 @@ impl Sources {
                 .attribute_head
                 .as_ref()
                 .map(|head| {
-                    let dim = blueprint.transformer.dim();
-                    AttributeHead::new(&head.weights(Kind::Float, device), dim)
+                    let (dim, patch) =
+                        (blueprint.transformer.dim(), blueprint.transformer.patch_size[1]);
+                    AttributeHead::new(&head.weights(Kind::Float, device), dim, patch)
                 })
                 .transpose()?,
             tokenizer: PromptTokenizer::from_folder(&blueprint.tokenizer)?,
@@ -258,11 +275,13 @@ pub(super) fn run<B: Batches>(
             let rate = trapezoid_schedule(step, plan.steps, plan.warmup_steps, plan.decay_steps)
                 * plan.learning_rate;
             let norm = optimiser.step(rate);
-            let [average, lesson] = *average.insert(match average {
+            let [average, names, outline] = *average.insert(match average {
                 None => loss,
                 Some(average) => std::array::from_fn(|i| 0.99 * average[i] + 0.01 * loss[i]),
             });
-            progress.step(step + 1, &[("loss", average), ("lesson", lesson), ("norm", norm)]);
+            let figures =
+                [("loss", average), ("names", names), ("outline", outline), ("norm", norm)];
+            progress.step(step + 1, &figures);
             if (step + 1).is_multiple_of(plan.save_every) || step + 1 == plan.steps {
                 optimiser.save(&plan.state)?;
                 optimiser.swap_averages();
@@ -270,7 +289,10 @@ pub(super) fn run<B: Batches>(
                 save(step + 1)?;
                 tch::set_num_threads(alone);
                 optimiser.swap_averages();
-                progress.note(&format!("step {}: loss {average:.4}, saved", step + 1));
+                progress.note(&format!(
+                    "step {}: loss {average:.4}, names {names:.3}, outline {outline:.3}, saved",
+                    step + 1
+                ));
             }
         }
         Ok(())
@@ -291,12 +313,13 @@ impl<B: Batches> Work for Worker<B> {
     fn work(&mut self, number: u64) -> Result<Losses> {
         let batch = self.batches.batch(number);
         let (loss, lesson) = self.loss(&batch)?;
-        let total = match &lesson {
-            Some(lesson) => &loss + lesson * LESSON,
-            None => loss.shallow_clone(),
-        };
+        let (mut total, mut losses) = (loss.shallow_clone(), [loss.double_value(&[]), 0.0, 0.0]);
+        for (at, part) in lesson.iter().flatten().enumerate() {
+            total += part * LESSON[at];
+            losses[at + 1] = part.double_value(&[]);
+        }
         (total * self.share).backward();
-        Ok([loss.double_value(&[]), lesson.map_or(0.0, |lesson| lesson.double_value(&[]))])
+        Ok(losses)
     }
 }
 
@@ -307,7 +330,7 @@ impl<B> Worker<B> {
     /// not even copy; the error is weighted as that of the flow (Li and He, arXiv 2511.13720).
     ///
     /// Beside it, where clips come with their attributes, how badly tokens half-way tell these.
-    fn loss(&self, batch: &Batch) -> Result<(Tensor, Option<Tensor>)> {
+    fn loss(&self, batch: &Batch) -> Result<(Tensor, Option<[Tensor; 2]>)> {
         let noise = batch.latents.randn_like();
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
@@ -316,10 +339,20 @@ impl<B> Worker<B> {
         // What a stream continues is never quite what it should be, of which nobody tells the model.
         let known = level.eq(0.0).to_kind(Kind::Float);
         let spoilt = Tensor::rand([s[0], 1, 1, 1, 1], (Kind::Float, level.device())) * MOST_SPOILT;
-        let noisy = noisy + batch.latents.randn_like() * spoilt * known;
+        let spoilt = batch.latents.randn_like() * spoilt;
+        let noisy = noisy + &spoilt * known;
+        // What is before, where each block is taught what follows it.
+        let before = match batch.pattern {
+            AttentionPattern::NextBlock { block_latent_frames } => s[2] - block_latent_frames,
+            _ => 0,
+        };
+        let clean = (&batch.latents + spoilt).narrow(2, 0, before);
+        let noisy = Tensor::cat(&[&clean, &noisy], 2);
+        let levels =
+            Tensor::cat(&[&batch.levels.narrow(1, 0, before).zeros_like(), &batch.levels], 1);
         let embeds = self.models.embed(&batch.captions)?;
-        let (predicted, tokens) =
-            self.models.predict(&noisy, &batch.levels, &embeds, batch.pattern)?;
+        let (predicted, tokens) = self.models.predict(&noisy, &levels, &embeds, batch.pattern)?;
+        let predicted = predicted.narrow(2, before, s[2]);
         let weights = level.gt(0.0).to_kind(Kind::Float) * &batch.weights;
         let off = if self.models.predicts_sample {
             (predicted - &batch.latents) / level.clamp_min(LEAST_LEVEL)
@@ -335,14 +368,16 @@ impl<B> Worker<B> {
             let touched = touched.max_pool3d(patch, patch, [0; 3], [1; 3], false).squeeze_dim(1);
             let t = touched.size();
             let grid = [t[1], t[2], t[3]];
+            let all: i64 = grid.iter().product();
+            let tokens = tokens.narrow(1, tokens.size()[1] - all, all);
             head.loss(&tokens, grid, truth, &touched.flatten(1, -1))
         });
         Ok((loss, lesson))
     }
 }
 
-/// The loss, and that of the lesson beside it, where there is one.
-pub(super) type Losses = [f64; 2];
+/// The loss, and those of the lesson beside it, naming and outlining, where there is one.
+pub(super) type Losses = [f64; 3];
 
 /// A share of every step.
 pub(super) trait Work: Send {

@@ -105,7 +105,7 @@ pub fn train(options: &VaeOptions) -> Result<()> {
                 inflate(parameters);
                 optimiser.restart_averages();
             }
-            let [loss, _] = crew.step(step)?;
+            let [loss, ..] = crew.step(step)?;
             let rate = trapezoid_schedule(step, options.steps, 100, options.decay_steps);
             let norm = optimiser.step(rate * options.learning_rate);
             progress.step(step + 1, &[("loss", loss), ("norm", norm)]);
@@ -198,7 +198,7 @@ impl Work for Worker<'_> {
         let (video, weights) = batch(number, images, self.options);
         let loss = loss(&self.vae, (&video, &weights), self.options.kl_weight);
         (&loss / self.count as f64).backward();
-        Ok([loss.double_value(&[]), 0.0])
+        Ok([loss.double_value(&[]), 0.0, 0.0])
     }
 }
 

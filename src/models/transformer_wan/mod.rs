@@ -44,6 +44,10 @@ pub enum AttentionPattern {
     Full,
     /// Those of its own block and of earlier ones; the first block may have another length.
     BlockCausal { first_block: i64, block_latent_frames: i64 },
+    /// Every block looks at itself and at what came before it as it should be: the clip is there twice, first clean without its
+    /// last block, block-causal, then noisy. One evaluation teaches every block what a rollout with cached keys asks of it
+    /// (teacher forcing).
+    NextBlock { block_latent_frames: i64 },
 }
 
 /// What depends on the shape of a clip alone: positions and mask. Made once, used at every step.
@@ -171,11 +175,19 @@ impl WanTransformer3DModel {
         let grid =
             TokenGrid { frames: frames / pt, height: height / ph, width: width / pw, frame_offset };
         let device = self.device();
-        let rotary = RotaryTables::new(&grid, self.config.attention_head_dim, device);
-        let mask = match pattern {
-            AttentionPattern::Full => None,
+        let head_dim = self.config.attention_head_dim;
+        let rotary = || RotaryTables::new(&grid, head_dim, device);
+        let (rotary, mask) = match pattern {
+            AttentionPattern::Full => (rotary(), None),
             AttentionPattern::BlockCausal { first_block, block_latent_frames } => {
-                Some(block_causal_mask(&grid, first_block, block_latent_frames, device))
+                (rotary(), Some(block_causal_mask(&grid, first_block, block_latent_frames, device)))
+            }
+            AttentionPattern::NextBlock { block_latent_frames } => {
+                let clean = (grid.frames - block_latent_frames) / 2;
+                let frames: Vec<i64> =
+                    (0..clean).chain(0..grid.frames - clean).map(|t| frame_offset + t).collect();
+                let mask = next_block_mask(&grid, clean, block_latent_frames, device);
+                (RotaryTables::at(&frames, &grid, head_dim, device), Some(mask))
             }
         };
         TokenLayout { grid, rotary, mask }
@@ -320,4 +332,91 @@ fn block_causal_mask(grid: &TokenGrid, first_block: i64, block: i64, device: Dev
         .collect();
     let blocks = Tensor::from_slice(&blocks);
     blocks.unsqueeze(1).ge_tensor(&blocks.unsqueeze(0)).to_device(device)
+}
+
+/// `[N, N]` for `clean` frames and then the same ones and one more block noisy: true for keys of clean frames of earlier blocks,
+/// and for those of the query's own block that are as clean or noisy as it is.
+fn next_block_mask(grid: &TokenGrid, clean: i64, block: i64, device: Device) -> Tensor {
+    let places: Vec<(bool, i64)> = (0..grid.len())
+        .map(|token| token / (grid.height * grid.width))
+        .map(|frame| {
+            (frame < clean, if frame < clean { frame } else { frame - clean } / block.max(1))
+        })
+        .collect();
+    let mask: Vec<bool> = places
+        .iter()
+        .flat_map(|(is_clean, own)| {
+            places.iter().map(move |(key_is_clean, other)| {
+                (*key_is_clean && other < own) || (is_clean == key_is_clean && other == own)
+            })
+        })
+        .collect();
+    Tensor::from_slice(&mask).view([grid.len(), grid.len()]).to_device(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{Parameters, Source};
+
+    /// What teacher forcing teaches is what a rollout asks: each block behind clean ones gives the same, block by block or all
+    /// at once.
+    #[test]
+    fn all_next_blocks_at_once_are_each_by_itself() {
+        let config = WanTransformer3DModelConfig {
+            num_attention_heads: 2,
+            attention_head_dim: 12,
+            in_channels: 4,
+            out_channels: Some(4),
+            text_dim: 8,
+            freq_dim: 16,
+            ffn_dim: 32,
+            num_layers: 2,
+            ..WanTransformer3DModelConfig::default()
+        };
+        let source = Source::Trainable(Parameters::default());
+        let weights = source.weights(Kind::Float, Device::Cpu);
+        let model = WanTransformer3DModel::new(&weights, &config).unwrap();
+        let _no_grad = tch::no_grad_guard();
+        // The last layer starts at zero, which would hide everything.
+        for (_, mut weight) in source.parameters().unwrap().named() {
+            let _ = weight.g_add_(&(weight.randn_like() * 0.1));
+        }
+        let float = (Kind::Float, Device::Cpu);
+        let context = model.context(&Tensor::randn([1, 3, 8], float), None);
+        let run = |latents: &Tensor, levels: &Tensor, pattern| {
+            let s = latents.size();
+            let layout = model.layout([s[2], s[3], s[4]], 0, pattern);
+            model.forward(TransformerInput {
+                hidden_states: latents,
+                timestep: Timestep::PerFrame(levels),
+                context: &context,
+                layout: &layout,
+                kv: KvAccess::None,
+            })
+        };
+        let clean = Tensor::randn([1, 4, 4, 4, 4], float);
+        let noisy = Tensor::randn([1, 4, 4, 4, 4], float);
+        let levels = Tensor::from_slice(&[900f32, 700.0, 500.0, 300.0]).view([1, 4]);
+        for block in [1, 2] {
+            let known = 4 - block;
+            let twice = Tensor::cat(&[&clean.narrow(2, 0, known), &noisy], 2);
+            let none = Tensor::zeros([1, known], float);
+            let pattern = AttentionPattern::NextBlock { block_latent_frames: block };
+            let at_once = run(&twice, &Tensor::cat(&[&none, &levels], 1), pattern);
+            for first in (0..4).step_by(block as usize) {
+                let own = noisy.narrow(2, first, block);
+                let window = Tensor::cat(&[&clean.narrow(2, 0, first), &own], 2);
+                let before = Tensor::zeros([1, first], float);
+                let levels = Tensor::cat(&[&before, &levels.narrow(1, first, block)], 1);
+                let pattern = AttentionPattern::BlockCausal {
+                    first_block: block,
+                    block_latent_frames: block,
+                };
+                let alone = run(&window, &levels, pattern).narrow(2, first, block);
+                let off = (alone - at_once.narrow(2, known + first, block)).abs().max();
+                assert!(off.double_value(&[]) < 1e-5, "block {first} of {block}: {off}");
+            }
+        }
+    }
 }

@@ -289,7 +289,9 @@ impl Batches for ClipSampler {
             _ => Task::Window,
         };
         let frames = task.frames(&mut draws, length.min(self.window));
-        let tokens = (shape.width / self.token_size) * (shape.height / self.token_size) * frames;
+        let tokens = (shape.width / self.token_size)
+            * (shape.height / self.token_size)
+            * task.frames_in(frames);
         let size = (self.batch_tokens / tokens.max(1)).max(1);
         let (mut latents, mut captions, mut levels) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..size {
