@@ -197,7 +197,7 @@ fn a_cancelled_chunk_leaves_no_trace() {
                     Err(Error::Cancelled) => cancelled += 1,
                     Err(other) => panic!("{other}"),
                 }
-                patience += 3;
+                patience += 2;
             };
             assert!(chunk.frames == expected.frames);
         }

@@ -130,6 +130,15 @@ impl KvCache {
         Self { layers: self.layers.iter().map(share).collect(), max_tokens: self.max_tokens }
     }
 
+    /// What two batches look back at, as one batch; both hold the same frames.
+    pub fn stacked(one: &Self, other: &Self) -> Self {
+        let stack = |((a, b), (c, d)): (&(Tensor, Tensor), &(Tensor, Tensor))| {
+            (Tensor::cat(&[a, c], 0), Tensor::cat(&[b, d], 0))
+        };
+        let layers = one.layers.iter().zip(&other.layers).map(stack).collect();
+        Self { layers, max_tokens: one.max_tokens }
+    }
+
     /// The cached keys and values of a layer with the new ones behind them.
     fn joined(&self, layer: usize, key: &Tensor, value: &Tensor) -> (Tensor, Tensor) {
         match self.layers.get(layer) {

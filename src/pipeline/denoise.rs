@@ -56,6 +56,17 @@ impl Prompts {
     }
 }
 
+/// Up to so many numbers in the tokens of an evaluation, both prompts are evaluated as one batch: such an evaluation is mostly
+/// reading weights and starting kernels, which a batch of two does once.
+const SMALL_EVALUATION: i64 = 1 << 17;
+
+/// The negative and the positive prompt as one batch, with what each looks back at.
+struct Pair {
+    /// One a transformer of the folder.
+    contexts: Vec<TransformerContext>,
+    cache: Option<KvCache>,
+}
+
 /// How strongly the prompt is followed: `negative + scale * (positive - negative)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Guidance {
@@ -159,7 +170,30 @@ impl Denoiser<'_> {
         let model = &self.pipeline.transformers[0];
         let layout = model.layout([s[2], s[3], s[4]], 0, AttentionPattern::Full);
         let input = latents.shallow_clone();
-        self.guided_flow(&Step { expert: 0, layout: &layout, input, timestep }, None)
+        let pair = self.pair(latents, None);
+        self.guided_flow(&Step { expert: 0, layout: &layout, input, timestep }, None, pair.as_ref())
+    }
+
+    /// Both prompts as one batch, where there is guidance and windows like these latents `[B, z, T, h, w]` are small.
+    fn pair(&self, latents: &Tensor, caches: Option<&CausalCaches>) -> Option<Pair> {
+        let negative = self.prompts.negative.as_ref()?;
+        let s = latents.size();
+        let config = &self.pipeline.info.transformer;
+        let tokens = s[2] * s[3] * s[4] / config.patch_volume();
+        if s[0] != 1 || tokens * config.dim() > SMALL_EVALUATION {
+            return None;
+        }
+        let pairs = negative.iter().zip(&self.prompts.positive);
+        let contexts =
+            pairs.map(|(negative, positive)| TransformerContext::stacked(negative, positive));
+        let cache = match caches {
+            Some(CausalCaches { positive, negative: Some(negative) }) => {
+                Some(KvCache::stacked(negative, positive))
+            }
+            Some(_) => return None,
+            None => None,
+        };
+        Some(Pair { contexts: contexts.collect::<Option<_>>()?, cache })
     }
 
     fn walk(
@@ -178,6 +212,7 @@ impl Denoiser<'_> {
             })
             .collect();
         let mask = window.known.as_ref().map(|known| frame_mask(&known.frames, &window.latents));
+        let pair = self.pair(&window.latents, caches);
         let mut latents = window.latents.shallow_clone();
         let mut solver = self.schedule.start(window.begin_index);
         for index in window.begin_index..self.schedule.len() {
@@ -188,7 +223,7 @@ impl Denoiser<'_> {
             let input = self.model_input(window, &latents, mask.as_ref());
             let timestep = self.timestep(window, index);
             let step = Step { expert, layout: &layouts[expert], input, timestep };
-            let flow_pred = self.guided_flow(&step, caches)?;
+            let flow_pred = self.guided_flow(&step, caches, pair.as_ref())?;
             latents = solver.step(&flow_pred, &latents);
             on_step(&latents);
         }
@@ -237,7 +272,19 @@ impl Denoiser<'_> {
         Tensor::from_slice(&levels).to_device(device).unsqueeze(0).expand([batch, frames], false)
     }
 
-    fn guided_flow(&self, step: &Step, caches: Option<&CausalCaches>) -> Result<Tensor> {
+    fn guided_flow(
+        &self,
+        step: &Step,
+        caches: Option<&CausalCaches>,
+        pair: Option<&Pair>,
+    ) -> Result<Tensor> {
+        let scale = if step.expert == 0 { self.guidance.scale } else { self.guidance.scale_2 };
+        if let Some(pair) = pair {
+            let both =
+                self.flow(&step.twice(), &pair.contexts[step.expert], pair.cache.as_ref())?;
+            let (negative, positive) = (both.narrow(0, 0, 1), both.narrow(0, 1, 1));
+            return Ok(&negative + (positive - &negative) * scale);
+        }
         let positive = self.flow(
             step,
             &self.prompts.positive[step.expert],
@@ -246,7 +293,6 @@ impl Denoiser<'_> {
         let Some(negative) = &self.prompts.negative else { return Ok(positive) };
         let cache = caches.and_then(|caches| caches.negative.as_ref());
         let negative = self.flow(step, &negative[step.expert], cache)?;
-        let scale = if step.expert == 0 { self.guidance.scale } else { self.guidance.scale_2 };
         Ok(&negative + (positive - &negative) * scale)
     }
 
@@ -320,6 +366,14 @@ struct Step<'a> {
     layout: &'a TokenLayout,
     input: Tensor,
     timestep: Tensor,
+}
+
+impl Step<'_> {
+    /// The same for a batch of two.
+    fn twice(&self) -> Self {
+        let twice = |t: &Tensor| Tensor::cat(&[t, t], 0);
+        Self { input: twice(&self.input), timestep: twice(&self.timestep), ..*self }
+    }
 }
 
 fn by_dimension(timestep: &Tensor) -> Timestep<'_> {

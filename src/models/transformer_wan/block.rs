@@ -112,6 +112,15 @@ impl ContextKv {
         let share = |(key, value): &(Tensor, Tensor)| (key.shallow_clone(), value.shallow_clone());
         Self { text: share(&self.text), image: self.image.as_ref().map(share) }
     }
+
+    /// Two as one batch; both have images, or none has.
+    pub fn stacked(one: &Self, other: &Self) -> Self {
+        let stack = |(a, b): &(Tensor, Tensor), (c, d): &(Tensor, Tensor)| {
+            (Tensor::cat(&[a, c], 0), Tensor::cat(&[b, d], 0))
+        };
+        let images = one.image.as_ref().zip(other.image.as_ref());
+        Self { text: stack(&one.text, &other.text), image: images.map(|(a, b)| stack(a, b)) }
+    }
 }
 
 /// Normalisation without weights, then scale and shift by group: `LN(x) * (1 + scale) + shift`, in f32.

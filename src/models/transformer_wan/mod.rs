@@ -69,6 +69,21 @@ pub struct TransformerContext {
 }
 
 impl TransformerContext {
+    /// What two batches look at, as one batch; `None` where a control steers them.
+    pub fn stacked(one: &Self, other: &Self) -> Option<Self> {
+        if one.control.is_some() || other.control.is_some() {
+            return None;
+        }
+        let stack = |one: &[ContextKv], other: &[ContextKv]| {
+            one.iter().zip(other).map(|(a, b)| ContextKv::stacked(a, b)).collect()
+        };
+        Some(Self {
+            blocks: stack(&one.blocks, &other.blocks),
+            vace_blocks: stack(&one.vace_blocks, &other.vace_blocks),
+            control: None,
+        })
+    }
+
     /// A copy that shares the tensors, without a control.
     fn shallow_clone(&self) -> Self {
         let share = |blocks: &[ContextKv]| blocks.iter().map(ContextKv::shallow_clone).collect();
