@@ -212,8 +212,8 @@ impl Task {
         let blocks = frames.div_ceil(block);
         let mut one = || if draws.unit() < high { draws.high_level() } else { draws.level() };
         let mut levels: Vec<f32> = (0..blocks).map(|_| one()).collect();
-        // Nobody begins in the middle of something.
-        if continues {
+        // Nobody begins in the middle of something; but what is all there is has to be learnt.
+        if continues && blocks > 1 {
             levels[0] = 0.0;
         }
         (0..frames).map(|frame| levels[frame / block]).collect()
@@ -340,6 +340,9 @@ mod tests {
             assert_eq!(task.pattern(&mut draws), next);
         }
         assert_eq!(Task::Next { block: 1 }.frames_in(5), 9);
+        // A single block has nothing known before it: without a noisy frame there would be no loss.
+        let levels = Task::Next { block: 3 }.levels(&mut draws, 3, true);
+        assert!(levels.iter().all(|level| *level > 0.0));
         assert!(lengths[3] > 30 && lengths[6] > 100, "{lengths:?}");
     }
 

@@ -372,12 +372,10 @@ fn next_block_mask(grid: &TokenGrid, clean: i64, block: i64, device: Device) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::attention::KvCache;
     use crate::weights::{Parameters, Source};
 
-    /// What teacher forcing teaches is what a rollout asks: each block behind clean ones gives the same, block by block or all
-    /// at once.
-    #[test]
-    fn all_next_blocks_at_once_are_each_by_itself() {
+    fn tiny() -> WanTransformer3DModel {
         let config = WanTransformer3DModelConfig {
             num_attention_heads: 2,
             attention_head_dim: 12,
@@ -392,11 +390,20 @@ mod tests {
         let source = Source::Trainable(Parameters::default());
         let weights = source.weights(Kind::Float, Device::Cpu);
         let model = WanTransformer3DModel::new(&weights, &config).unwrap();
-        let _no_grad = tch::no_grad_guard();
         // The last layer starts at zero, which would hide everything.
+        let _no_grad = tch::no_grad_guard();
         for (_, mut weight) in source.parameters().unwrap().named() {
             let _ = weight.g_add_(&(weight.randn_like() * 0.1));
         }
+        model
+    }
+
+    /// What teacher forcing teaches is what a rollout asks: each block behind clean ones gives the same, block by block or all
+    /// at once.
+    #[test]
+    fn all_next_blocks_at_once_are_each_by_itself() {
+        let model = tiny();
+        let _no_grad = tch::no_grad_guard();
         let float = (Kind::Float, Device::Cpu);
         let context = model.context(&Tensor::randn([1, 3, 8], float), None);
         let run = |latents: &Tensor, levels: &Tensor, pattern| {
@@ -433,5 +440,51 @@ mod tests {
                 assert!(off.double_value(&[]) < 1e-5, "block {first} of {block}: {off}");
             }
         }
+    }
+
+    /// One frame at a position in time, at half its way through the noise.
+    fn one_frame(
+        model: &WanTransformer3DModel,
+        latents: &Tensor,
+        (context, position): (&TransformerContext, i64),
+        kv: KvAccess<'_>,
+    ) -> Tensor {
+        let levels = Tensor::full([latents.size()[0], 1], 500.0, (Kind::Float, Device::Cpu));
+        let layout = model.layout([1, 4, 4], position, AttentionPattern::Full);
+        model.forward(TransformerInput {
+            hidden_states: latents,
+            timestep: Timestep::PerFrame(&levels),
+            context,
+            layout: &layout,
+            kv,
+        })
+    }
+
+    /// Guidance may evaluate both prompts as one batch: each half is what its prompt gives by itself, looking back at its own
+    /// cache.
+    #[test]
+    fn two_prompts_as_one_batch_are_each_by_itself() {
+        let model = tiny();
+        let _no_grad = tch::no_grad_guard();
+        let float = (Kind::Float, Device::Cpu);
+        let contexts = [(); 2].map(|()| model.context(&Tensor::randn([1, 3, 8], float), None));
+        let before = Tensor::randn([1, 4, 1, 4, 4], float);
+        let caches = [0, 1].map(|i| {
+            let mut cache = KvCache::new(100);
+            let _ = one_frame(&model, &before, (&contexts[i], 0), KvAccess::Append(&mut cache));
+            cache
+        });
+        let latents = Tensor::randn([1, 4, 1, 4, 4], float);
+        let context = TransformerContext::stacked(&contexts[0], &contexts[1]).unwrap();
+        let cache = KvCache::stacked(&caches[0], &caches[1]);
+        let twice = Tensor::cat(&[&latents, &latents], 0);
+        let both = one_frame(&model, &twice, (&context, 1), KvAccess::Read(&cache));
+        for i in 0..2 {
+            let alone = one_frame(&model, &latents, (&contexts[i], 1), KvAccess::Read(&caches[i]));
+            let off = (alone - both.narrow(0, i as i64, 1)).abs().max();
+            assert!(off.double_value(&[]) < 1e-5, "prompt {i}: {off}");
+        }
+        let apart = (both.narrow(0, 0, 1) - both.narrow(0, 1, 1)).abs().max();
+        assert!(apart.double_value(&[]) > 1e-3, "{apart}");
     }
 }
