@@ -127,6 +127,9 @@ struct DitArgs {
     /// Share of steps on clips after that, 0 to 1.
     #[arg(long, default_value_t = 0.7)]
     clip_share: f64,
+    /// Guidance that the model learns to do by itself, in one evaluation a step instead of two; 1 for none.
+    #[arg(long, default_value_t = 2.0)]
+    guidance_scale: f64,
     #[arg(long, default_value_t = 1.2e-3)]
     learning_rate: f64,
     /// Steps at the end over which the learning rate goes down to nothing.
@@ -154,6 +157,7 @@ impl DitArgs {
             image_steps: self.image_steps,
             simple_steps: self.simple_steps,
             clip_share: self.clip_share,
+            guidance_scale: self.guidance_scale,
             learning_rate: self.learning_rate,
             decay_steps: self.decay_steps,
             batch_tokens: self.batch_tokens,
@@ -285,6 +289,10 @@ struct EvalArgs {
     /// 1 for no guidance; the model's own factor unless given.
     #[arg(long)]
     guidance_scale: Option<f64>,
+    /// Instead of clips out of nothing, noise true ones to this level, 0 to 1, and make them anew from there: an attribute that
+    /// gets lost is lost below it.
+    #[arg(long)]
+    from_level: Option<f64>,
 }
 
 impl EvalArgs {
@@ -302,6 +310,7 @@ impl EvalArgs {
                 num_inference_steps: self.steps,
                 guidance_scale: self.guidance_scale,
             },
+            from_level: self.from_level,
             seed: self.common.seed,
         })
     }

@@ -38,6 +38,8 @@ pub struct DitOptions {
     pub simple_steps: u64,
     /// Share of steps on clips after that, 0 to 1.
     pub clip_share: f64,
+    /// Guidance that the model learns to do by itself; 1 for none.
+    pub guidance_scale: f64,
     pub learning_rate: f64,
     /// Steps at the end over which the learning rate goes down to nothing.
     pub decay_steps: u64,
@@ -97,6 +99,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
         tokenizer,
         max_sequence_length: MAX_SEQUENCE_LENGTH,
         predicts_sample: true,
+        guidance_scale: options.guidance_scale,
         device: options.device,
     };
     let (folder, state) = match options.from.clone() {

@@ -20,7 +20,7 @@ pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sourc
         std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(path)
     };
-    json_file(&part("")?.join("model_index.json"), model_index())?;
+    json_file(&part("")?.join("model_index.json"), model_index(blueprint.guidance_scale))?;
     json_file(&part("scheduler")?.join("scheduler_config.json"), scheduler())?;
     let transformer = part("transformer")?;
     let mut config = serde_json::to_value(&blueprint.transformer)?;
@@ -37,7 +37,8 @@ pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sourc
 }
 
 /// `_dit` says what the model is at home with; diffusers ignores keys that begin with an underscore.
-fn model_index() -> Value {
+fn model_index(learnt_guidance_scale: f64) -> Value {
+    let guidance_scale = if learnt_guidance_scale > 1.0 { 1.0 } else { 2.0 };
     json!({
         "_class_name": "WanPipeline",
         "boundary_ratio": null,
@@ -54,7 +55,8 @@ fn model_index() -> Value {
             "framerate": [16, 1],
             "num_frames": 17,
             "num_inference_steps": 12,
-            "guidance_scale": 2.0,
+            "guidance_scale": guidance_scale,
+            "learnt_guidance_scale": learnt_guidance_scale,
             "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "max_pixels": 224 * 128,
             "context_latent_frames": 2,

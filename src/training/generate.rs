@@ -8,7 +8,8 @@ use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::pipeline::{
-    Chunk, Controls, FolderInfo, NoiseKind, Pipeline, Request, RgbFrame, Rollout, Settings,
+    Chunk, Controls, EmbeddingCache, FolderInfo, NoiseKind, Pipeline, Request, RestyleControls,
+    Restyler, RgbFrame, Rollout, Settings, StartLevel, rgb_frames, video_of,
 };
 use crate::torch::Precision;
 
@@ -81,6 +82,41 @@ pub fn chunks(
     Ok(())
 }
 
+/// Frames made anew from a noise level on, given what they show below it: what is lost on the way is lost there.
+///
+/// # Errors
+/// Those of [`Restyler::next_chunk`], and frames of different sizes.
+pub fn redrawn(
+    pipeline: &Pipeline,
+    shown: &[RgbFrame],
+    (prompt, seed): (&str, u64),
+    level: f64,
+    sampling: Sampling,
+) -> Result<Vec<RgbFrame>> {
+    let native = &pipeline.info().native;
+    let size = (native.width, native.height);
+    let latents =
+        pipeline.encode_video(&video_of(shown, pipeline.info().padded_size(size.0, size.1))?);
+    let guidance_scale = sampling.guidance_scale;
+    let embeddings = EmbeddingCache::default().pair(pipeline, (prompt, ""), guidance_scale)?;
+    let controls = RestyleControls {
+        embeddings: &embeddings,
+        guidance_scale,
+        seed,
+        num_inference_steps: sampling.num_inference_steps.unwrap_or(native.num_inference_steps),
+        start_level: StartLevel::Noise(level),
+    };
+    let mut restyler = Restyler::new(pipeline, size, NoiseKind::default())?;
+    let (all, block) = (latents.size()[2], native.block_latent_frames);
+    let mut frames = Vec::new();
+    for first in (0..all).step_by(block as usize) {
+        let guide = latents.narrow(2, first, block.min(all - first));
+        let restyled = restyler.next_chunk(pipeline, &guide, &controls, &|| false)?;
+        frames.extend(rgb_frames(&restyled.video, size));
+    }
+    Ok(frames)
+}
+
 fn begin(
     pipeline: &Pipeline,
     prompt: &str,
@@ -112,4 +148,31 @@ pub fn to_tensor(frames: &[RgbFrame]) -> Result<Tensor> {
     let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame.data.iter().copied()).collect();
     let video = Tensor::from_slice(&bytes).view([-1, height, width, 3]).permute([3, 0, 1, 2]);
     Ok(video.to_kind(Kind::Float) / 127.5 - 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::training::captions::canonical;
+    use crate::training::vae::render;
+    use crate::training::world::{Scene, Split};
+
+    #[test]
+    fn the_less_noise_the_more_is_kept() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default");
+        let pipeline = load(&folder, Device::Cpu).unwrap();
+        let scene = Scene::from_index(5, Split::HeldOut);
+        let video = render(&scene, (224, 128), 5, 0);
+        let shown = rgb_frames(&video.unsqueeze(0), (224, 128));
+        let prompt = canonical(&scene.attributes);
+        let sampling = Sampling { num_inference_steps: Some(3), guidance_scale: Some(1.0) };
+        let made = |level| redrawn(&pipeline, &shown, (&prompt, 1), level, sampling);
+        let off = [0.05, 0.6, 1.0].map(|level| {
+            let made = to_tensor(&made(level).unwrap()).unwrap();
+            assert_eq!(made.size(), [3, 5, 128, 224]);
+            (made - &video).square().mean(Kind::Float).double_value(&[])
+        });
+        assert!(off[0] < 0.02 && off[0] < off[1] && off[1] < off[2], "{off:?}");
+        assert!(made(1.5).unwrap_err().to_string().contains("1.5"));
+    }
 }

@@ -45,6 +45,8 @@ pub struct Blueprint {
     pub max_sequence_length: i64,
     /// Whether the transformer's output is the clean latents, not the flow.
     pub predicts_sample: bool,
+    /// Guidance that is learnt, so that sampling needs none; 1 for none.
+    pub guidance_scale: f64,
     pub device: Device,
 }
 
@@ -56,6 +58,7 @@ pub struct Models {
     tokenizer: PromptTokenizer,
     max_sequence_length: i64,
     predicts_sample: bool,
+    guidance_scale: f64,
     device: Device,
 }
 
@@ -172,7 +175,8 @@ impl Sources {
     /// # Errors
     /// Those of the models' constructors.
     pub fn models(&self, blueprint: &Blueprint) -> Result<Models> {
-        let Blueprint { max_sequence_length, predicts_sample, device, .. } = *blueprint;
+        let Blueprint { max_sequence_length, predicts_sample, guidance_scale, device, .. } =
+            *blueprint;
         Ok(Models {
             transformer: WanTransformer3DModel::new(
                 &self.transformer.weights(Kind::Float, device),
@@ -194,6 +198,7 @@ impl Sources {
             tokenizer: PromptTokenizer::from_folder(&blueprint.tokenizer)?,
             max_sequence_length,
             predicts_sample,
+            guidance_scale,
             device,
         })
     }
@@ -323,14 +328,20 @@ impl<B: Batches> Work for Worker<B> {
     }
 }
 
-impl<B> Worker<B> {
-    /// Weighted mean squared error of the flow over the frames that are not known.
-    ///
-    /// A model may predict the clean latents: they have far fewer dimensions than noise, which a narrow model could
-    /// not even copy; the error is weighted as that of the flow (Li and He, arXiv 2511.13720).
-    ///
-    /// Beside it, where clips come with their attributes, how badly tokens half-way tell these.
-    fn loss(&self, batch: &Batch) -> Result<(Tensor, Option<[Tensor; 2]>)> {
+/// What the transformer is given of a batch.
+struct Noised {
+    /// `[B, z, before + T, h, w]`
+    latents: Tensor,
+    /// `[B, before + T]`
+    levels: Tensor,
+    /// Clean frames in front, where each block is taught what follows it.
+    before: i64,
+    /// `[B, z, T, h, w]`, noise less clean latents.
+    true_flow: Tensor,
+}
+
+impl Noised {
+    fn new(batch: &Batch) -> Self {
         let noise = batch.latents.randn_like();
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
@@ -341,38 +352,78 @@ impl<B> Worker<B> {
         let spoilt = Tensor::rand([s[0], 1, 1, 1, 1], (Kind::Float, level.device())) * MOST_SPOILT;
         let spoilt = batch.latents.randn_like() * spoilt;
         let noisy = noisy + &spoilt * known;
-        // What is before, where each block is taught what follows it.
         let before = match batch.pattern {
             AttentionPattern::NextBlock { block_latent_frames } => s[2] - block_latent_frames,
             _ => 0,
         };
         let clean = (&batch.latents + spoilt).narrow(2, 0, before);
-        let noisy = Tensor::cat(&[&clean, &noisy], 2);
-        let levels =
-            Tensor::cat(&[&batch.levels.narrow(1, 0, before).zeros_like(), &batch.levels], 1);
+        let levels = [&batch.levels.narrow(1, 0, before).zeros_like(), &batch.levels];
+        Self {
+            latents: Tensor::cat(&[&clean, &noisy], 2),
+            levels: Tensor::cat(&levels, 1),
+            before,
+            true_flow,
+        }
+    }
+}
+
+impl<B> Worker<B> {
+    /// Weighted mean squared error of the flow over the frames that are not known.
+    ///
+    /// A model may predict the clean latents: they have far fewer dimensions than noise, which a narrow model could
+    /// not even copy; the error is weighted as that of the flow (Li and He, arXiv 2511.13720).
+    ///
+    /// Beside it, where clips come with their attributes, how badly tokens half-way tell these.
+    fn loss(&self, batch: &Batch) -> Result<(Tensor, Option<[Tensor; 2]>)> {
+        let noised = Noised::new(batch);
+        let s = batch.latents.size();
+        let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
         let embeds = self.models.embed(&batch.captions)?;
-        let (predicted, tokens) = self.models.predict(&noisy, &levels, &embeds, batch.pattern)?;
-        let predicted = predicted.narrow(2, before, s[2]);
+        let (predicted, tokens) =
+            self.models.predict(&noised.latents, &noised.levels, &embeds, batch.pattern)?;
+        let predicted = predicted.narrow(2, noised.before, s[2]);
+        let truth = if self.models.predicts_sample { &batch.latents } else { &noised.true_flow };
+        let mut off = &predicted - truth;
+        if self.models.guidance_scale > 1.0 {
+            off -= self.guidance(batch, &noised, &predicted.detach())?;
+        }
+        if self.models.predicts_sample {
+            off /= level.clamp_min(LEAST_LEVEL);
+        }
         let weights = level.gt(0.0).to_kind(Kind::Float) * &batch.weights;
-        let off = if self.models.predicts_sample {
-            (predicted - &batch.latents) / level.clamp_min(LEAST_LEVEL)
-        } else {
-            predicted - true_flow
-        };
         let error = off.square() * &weights;
         let loss = error.sum(Kind::Float) / (weights.sum(Kind::Float) * s[1] as f64);
-        let lesson = self.models.attribute_head.as_ref().zip(batch.truth.as_ref());
-        let lesson = lesson.map(|(head, truth)| {
-            let patch = self.models.transformer.config().patch_size;
-            let touched = batch.weights.gt(1.0).to_kind(Kind::Float);
-            let touched = touched.max_pool3d(patch, patch, [0; 3], [1; 3], false).squeeze_dim(1);
-            let t = touched.size();
-            let grid = [t[1], t[2], t[3]];
-            let all: i64 = grid.iter().product();
-            let tokens = tokens.narrow(1, tokens.size()[1] - all, all);
-            head.loss(&tokens, grid, truth, &touched.flatten(1, -1))
-        });
-        Ok((loss, lesson))
+        Ok((loss, self.lesson(batch, &tokens)))
+    }
+
+    /// What to add to the truth, so that the transformer's own output becomes what guidance would make of it: its distance
+    /// from what it makes of no caption, where there is one (Tang et al., "Diffusion Models without Classifier-free
+    /// Guidance", arXiv 2502.12154). With a share of `1 - 1 / scale` the output that reproduces itself is
+    /// `negative + scale * (truth - negative)`.
+    fn guidance(&self, batch: &Batch, noised: &Noised, predicted: &Tensor) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let s = batch.latents.size();
+        let none = self.models.embed(&vec![String::new(); batch.captions.len()])?;
+        let (negative, _) =
+            self.models.predict(&noised.latents, &noised.levels, &none, batch.pattern)?;
+        let said: Vec<f32> =
+            batch.captions.iter().map(|c| f32::from(u8::from(!c.is_empty()))).collect();
+        let said = Tensor::from_slice(&said).to_device(self.models.device).view([-1, 1, 1, 1, 1]);
+        let share = 1.0 - 1.0 / self.models.guidance_scale;
+        Ok((predicted - negative.narrow(2, noised.before, s[2])) * said * share)
+    }
+
+    /// How badly tokens `[B, N, D]` half-way name and outline what clips show.
+    fn lesson(&self, batch: &Batch, tokens: &Tensor) -> Option<[Tensor; 2]> {
+        let (head, truth) = self.models.attribute_head.as_ref().zip(batch.truth.as_ref())?;
+        let patch = self.models.transformer.config().patch_size;
+        let touched = batch.weights.gt(1.0).to_kind(Kind::Float);
+        let touched = touched.max_pool3d(patch, patch, [0; 3], [1; 3], false).squeeze_dim(1);
+        let t = touched.size();
+        let grid = [t[1], t[2], t[3]];
+        let all: i64 = grid.iter().product();
+        let tokens = tokens.narrow(1, tokens.size()[1] - all, all);
+        Some(head.loss(&tokens, grid, truth, &touched.flatten(1, -1)))
     }
 }
 
@@ -435,5 +486,68 @@ impl Crew {
             sum = std::array::from_fn(|i| sum[i] + losses[i] / count as f64);
         }
         Ok(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::{FolderInfo, torch_noise};
+
+    struct Nothing;
+
+    impl Batches for Nothing {
+        fn batch(&mut self, _: u64) -> Batch {
+            unreachable!("no test asks for a batch")
+        }
+    }
+
+    /// What is learnt is the truth and this: the output that reproduces itself is what guidance of that scale makes.
+    #[test]
+    fn learnt_guidance_is_a_share_of_the_way_from_no_caption() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default");
+        let info = FolderInfo::open(&folder).unwrap();
+        let sources = Sources::starting_from(&folder).unwrap();
+        let blueprint = Blueprint {
+            transformer: info.transformer,
+            text_encoder: info.text_encoder,
+            tokenizer: folder.join("tokenizer"),
+            max_sequence_length: info.native.max_sequence_length,
+            predicts_sample: true,
+            guidance_scale: 4.0,
+            device: Device::Cpu,
+        };
+        let models = sources.models(&blueprint).unwrap();
+        let worker = Worker { models, batches: Nothing, share: 1.0 };
+        let pattern = AttentionPattern::NextBlock { block_latent_frames: 1 };
+        let batch = Batch {
+            latents: torch_noise(1, &[2, 48, 3, 4, 4]),
+            weights: Tensor::ones([2, 1, 3, 4, 4], (Kind::Float, Device::Cpu)),
+            levels: Tensor::from_slice(&[0.0f32, 0.7, 0.5, 0.9, 0.3, 1.0]).view([2, 3]),
+            captions: vec!["a red circle over the sea".into(), String::new()],
+            truth: None,
+            pattern,
+        };
+        let _no_grad = tch::no_grad_guard();
+        let noised = Noised::new(&batch);
+        assert_eq!((noised.before, noised.latents.size()[2]), (2, 5));
+        let predict = |captions: &[String]| {
+            let embeds = worker.models.embed(captions).unwrap();
+            let (predicted, _) =
+                worker.models.predict(&noised.latents, &noised.levels, &embeds, pattern).unwrap();
+            predicted.narrow(2, 2, 3)
+        };
+        let (positive, negative) =
+            (predict(&batch.captions), predict(&[String::new(), String::new()]));
+        let guidance = worker.guidance(&batch, &noised, &positive).unwrap();
+        let expected = (&positive - &negative) * 0.75;
+        let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        assert!(off(&guidance.get(0), &expected.get(0)) < 1e-5);
+        assert!(expected.get(0).abs().max().double_value(&[]) > 1e-2);
+        assert_eq!(off(&guidance.get(1), &guidance.get(1).zeros_like()), 0.0);
+        // Truth 0: the output o with o = 0 + 0.75 (o - n) is n + 4 (0 - n).
+        let own = &negative - &negative * 4.0;
+        let again = worker.guidance(&batch, &noised, &own).unwrap();
+        assert!(off(&again.get(0), &own.get(0)) < 1e-4);
     }
 }

@@ -28,6 +28,8 @@ pub(super) enum Subject<'a> {
     Model {
         pipeline: &'a Pipeline,
         sampling: Sampling,
+        /// Where not none, the noise level from which on it makes true clips anew.
+        from_level: Option<f64>,
     },
 }
 
@@ -47,8 +49,12 @@ impl Subject<'_> {
     ) -> Result<Vec<RgbFrame>> {
         match self {
             Self::World(native) => Ok(drawn(scene, native, count, 0)),
-            Self::Model { pipeline, sampling } => {
+            Self::Model { pipeline, sampling, from_level: None } => {
                 generate::sampled(pipeline, prompt, seed, count, *sampling)
+            }
+            Self::Model { pipeline, sampling, from_level: Some(level) } => {
+                let shown = drawn(scene, &pipeline.info().native, count, 0);
+                generate::redrawn(pipeline, &shown, (prompt, seed), *level, *sampling)
             }
         }
     }

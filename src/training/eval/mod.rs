@@ -44,6 +44,8 @@ pub struct EvalOptions {
     /// Seconds of each long video.
     pub long_seconds: u64,
     pub sampling: Sampling,
+    /// Noise level from which on true clips are made anew, instead of clips out of nothing.
+    pub from_level: Option<f64>,
     pub seed: u64,
     pub device: Device,
 }
@@ -100,9 +102,10 @@ fn measure(
     pipeline: &Pipeline,
 ) -> Result<Measured> {
     let native = &pipeline.info().native;
+    let EvalOptions { sampling, from_level, .. } = *options;
     Ok(Measured {
         folder: folder.to_owned(),
-        clips: clips::judged(options, &Subject::Model { pipeline, sampling: options.sampling })?,
+        clips: clips::judged(options, &Subject::Model { pipeline, sampling, from_level })?,
         long: (options.long_prompts > 0).then(|| long::watch(options, pipeline)).transpose()?,
         reconstruction: (options.reconstructions > 0).then(|| reconstruct(options, pipeline)),
         steps: options.sampling.num_inference_steps.unwrap_or(native.num_inference_steps),

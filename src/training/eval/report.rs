@@ -58,6 +58,9 @@ pub(super) fn side_by_side(out: &Path, truth: &Clips, models: &[Measured]) -> Re
 
 /// Prints the table and writes `eval.json`.
 pub(super) fn write(options: &EvalOptions, truth: &Clips, models: &[Measured]) -> Result<()> {
+    if let Some(level) = options.from_level {
+        println!("true clips made anew from a noise level of {level}");
+    }
     println!("{}", table(truth, models));
     let command: Vec<String> = std::env::args().skip(1).collect();
     let json = json!({

@@ -87,6 +87,7 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
         tokenizer: info.folder.join("tokenizer"),
         max_sequence_length: info.native.max_sequence_length,
         predicts_sample: info.scheduler.predicts_sample(),
+        guidance_scale: info.native.learnt_guidance_scale,
         device: options.device,
     };
     let sources = sources(options, &info)?;
