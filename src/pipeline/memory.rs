@@ -3,7 +3,7 @@
 //!
 //! Weights, caches and token counts are exact; activations are estimated from the widest layers.
 
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::{FolderInfo, load};
 use crate::error::{Error, Result};
@@ -98,11 +98,12 @@ impl FolderInfo {
             return Ok(());
         }
         let mib = |bytes: u64| bytes.div_ceil(MIB);
-        let advice = if estimate.weights > available {
-            "choose a smaller model, precision=bf16, or another device"
-        } else {
-            "choose a smaller width and height, precision=bf16, or another device"
+        let smaller = if estimate.weights > available { "model" } else { "width and height" };
+        let narrower = match precision.kind(device) {
+            Kind::Float => "precision=bf16, ",
+            _ => "",
         };
+        let advice = format!("choose a smaller {smaller}, {narrower}or another device");
         Err(Error::OutOfMemory {
             device: device_name(device),
             needed_mib: mib(estimate.total()),
@@ -114,7 +115,7 @@ impl FolderInfo {
                 mib(estimate.vae_caches),
                 mib(estimate.activations)
             ),
-            advice: advice.into(),
+            advice,
         })
     }
 }

@@ -23,8 +23,10 @@ const MEETINGS: [f64; 2] = [12.0, 24.0];
 const FREE: f64 = 0.2;
 /// Share of the steps on clips that teach the next frame.
 pub(super) const NEXT: f64 = 0.75;
-/// Shift of half of the noise levels: it is at high ones that an object's colour and place are decided, as a latent has many
-/// channels to show through the noise. Outlines are drawn, and colours kept, at low ones.
+/// Share of the noise levels that are not shifted: outlines are drawn, and colours kept, at low ones.
+const UNSHIFTED: f64 = 0.65;
+/// Shift of the others: it is at high levels that an object's colour and place are decided, as a latent has many channels to
+/// show through the noise.
 const SHIFT: f64 = 4.0;
 
 /// A stream of random numbers that is a pure function of seed and step.
@@ -56,9 +58,9 @@ impl Draws {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// A noise level: logit-normal (Esser et al., arXiv 2403.03206), every second one shifted towards noise.
+    /// A noise level: logit-normal (Esser et al., arXiv 2403.03206), some of them shifted towards noise.
     pub(super) fn level(&mut self) -> f32 {
-        let shift = if self.unit() < 0.5 { 1.0 } else { self.shift };
+        let shift = if self.unit() < UNSHIFTED { 1.0 } else { self.shift };
         let radius = (-2.0 * self.unit().max(1e-12).ln()).sqrt();
         let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
         let s = 1.0 / (1.0 + (-1.1 * normal).exp());
