@@ -34,16 +34,23 @@ pub(super) struct Draws {
     state: u64,
     /// How far noise levels are shifted towards noise; 1 for not at all.
     shift: f64,
+    /// Share of the noise levels that are not.
+    unshifted: f64,
 }
 
 impl Draws {
     pub(super) fn new(seed: u64, step: u64) -> Self {
         let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { state: seed ^ step.wrapping_mul(0xd134_2543_de82_ef95), shift: SHIFT }
+        Self {
+            state: seed ^ step.wrapping_mul(0xd134_2543_de82_ef95),
+            shift: SHIFT,
+            unshifted: UNSHIFTED,
+        }
     }
 
+    /// All noise levels shifted by as much.
     pub(super) fn with_shift(self, shift: f64) -> Self {
-        Self { shift, ..self }
+        Self { shift, unshifted: 0.0, ..self }
     }
 
     /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -60,7 +67,7 @@ impl Draws {
 
     /// A noise level: logit-normal (Esser et al., arXiv 2403.03206), some of them shifted towards noise.
     pub(super) fn level(&mut self) -> f32 {
-        let shift = if self.unit() < UNSHIFTED { 1.0 } else { self.shift };
+        let shift = if self.unit() < self.unshifted { 1.0 } else { self.shift };
         let radius = (-2.0 * self.unit().max(1e-12).ln()).sqrt();
         let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
         let s = 1.0 / (1.0 + (-1.1 * normal).exp());
