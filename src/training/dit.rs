@@ -88,6 +88,11 @@ pub fn text_encoder_config(vocab_size: i64) -> Umt5Config {
 pub fn train(options: &DitOptions) -> Result<()> {
     let share = options.clip_share;
     ensure!((0.0..=1.0).contains(&share), "--clip-share: found {share}, expected 0 to 1");
+    let scale = options.guidance_scale;
+    ensure!(
+        scale.is_finite() && scale >= 1.0,
+        "--guidance-scale: found {scale}, expected at least 1"
+    );
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     tch::manual_seed(options.seed as i64);
     let tokenizer = options.out.join("tokenizer");
