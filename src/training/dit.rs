@@ -120,7 +120,8 @@ pub fn train(options: &DitOptions) -> Result<()> {
         warmup_steps: 300,
         decay_steps: options.decay_steps,
         save_every: options.save_every,
-        hyper: Hyper { ema_decay: 0.999, ..Hyper::default() },
+        // Gradients of a few clips each are noisy: their squares are averaged over many of them.
+        hyper: Hyper { betas: (0.9, 0.99), ema_decay: 0.999, ..Hyper::default() },
         state: options.out.join("dit-state.safetensors"),
         from: state,
     };

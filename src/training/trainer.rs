@@ -25,7 +25,7 @@ use crate::torch;
 use crate::weights::{Checkpoint, Parameters, Source};
 
 /// Below this noise level the loss counts errors of clean latents as if at it.
-const LEAST_LEVEL: f64 = 0.2;
+const LEAST_LEVEL: f64 = 0.35;
 
 /// Most noise on frames that are known, as a standard deviation.
 const MOST_SPOILT: f64 = 0.15;
