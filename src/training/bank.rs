@@ -6,6 +6,7 @@ use tch::{Device, Tensor};
 
 use super::attribute_head::{OUTLINE_CELLS, OUTLINE_FRAMES, PLACE};
 use super::emphasis;
+use super::exchange::{Exchanged, exchanged};
 use super::vae::{FRAME_RATE, render};
 use super::world::draw::{Draws, mix64};
 use super::world::{Attributes, Placement, Scene, Split, Style};
@@ -22,13 +23,15 @@ pub struct Shape {
 }
 
 /// One clip: normalised latents `[z, T, h, w]`, their weights in the loss `[1, T, h, w]`, what it shows, and where and within which
-/// outlines, `[T, 6]` and `[T, 4, 4h, 4w]` as [`Truth`](super::attribute_head::Truth) has them.
+/// outlines, `[T, 6]` and `[T, 4, 4h, 4w]` as [`Truth`](super::attribute_head::Truth) has them; sometimes the latents of the same
+/// clip with one attribute exchanged, and which.
 pub struct Entry {
     pub latents: Tensor,
     pub weights: Tensor,
     pub attributes: Attributes,
     pub places: Tensor,
     pub outlines: Tensor,
+    pub other: Option<(Tensor, Exchanged)>,
 }
 
 /// A ring of clips of one shape.
@@ -80,20 +83,19 @@ impl Bucket {
                     simpler(scene, ease, self.shape.frames == 1)
                 })
                 .collect();
-            let size = (self.shape.width, self.shape.height);
-            let clips: Vec<Tensor> =
-                scenes.iter().map(|scene| render(scene, size, self.shape.frames, 0)).collect();
-            let video = Tensor::stack(&clips, 0).to_device(device);
-            let mean = vae.encode(&video, &mut FeatureCaches::default()).mean;
-            let latents = vae.normalize_latents(&mean);
-            for (i, scene) in scenes.iter().enumerate() {
+            // Clips cost more to encode: every second one has another.
+            let still = self.shape.frames == 1;
+            let others: Vec<_> = scenes
+                .iter()
+                .map(|scene| exchanged(scene).filter(|_| still || scene.seed.is_multiple_of(2)))
+                .collect();
+            let drawn = scenes.iter().chain(others.iter().flatten().map(|(scene, _)| scene));
+            let latents = self.encoded(vae, drawn, device);
+            let mut others_latents = (now as i64..).map(|at| latents.get(at).contiguous());
+            for (i, (scene, other)) in scenes.iter().zip(&others).enumerate() {
                 let latents = latents.get(i as i64).contiguous();
-                let weights = object_weights(scene, &latents.size()).to_device(device);
-                let aspect = size.0 as f32 / size.1 as f32;
-                let places = places(scene, latents.size()[1], aspect).to_device(device);
-                let outlines = outlines(scene, &latents.size()).to_device(device);
-                let attributes = scene.attributes;
-                let entry = Entry { latents, weights, attributes, places, outlines };
+                let other = other.and_then(|(_, what)| Some((others_latents.next()?, what)));
+                let entry = self.entry(scene, latents, other, device);
                 let at = (self.drawn % self.capacity as u64) as usize;
                 self.drawn += 1;
                 if self.entries.len() < self.capacity {
@@ -103,6 +105,39 @@ impl Bucket {
                 }
             }
             left -= now;
+        }
+    }
+
+    /// Normalised latents `[B, z, T, h, w]` of scenes.
+    fn encoded<'a>(
+        &self,
+        vae: &AutoencoderKLWan,
+        scenes: impl Iterator<Item = &'a Scene>,
+        device: Device,
+    ) -> Tensor {
+        let Shape { width, height, frames } = self.shape;
+        let clips: Vec<Tensor> =
+            scenes.map(|scene| render(scene, (width, height), frames, 0)).collect();
+        let video = Tensor::stack(&clips, 0).to_device(device);
+        vae.normalize_latents(&vae.encode(&video, &mut FeatureCaches::default()).mean)
+    }
+
+    fn entry(
+        &self,
+        scene: &Scene,
+        latents: Tensor,
+        other: Option<(Tensor, Exchanged)>,
+        device: Device,
+    ) -> Entry {
+        let size = latents.size();
+        let aspect = self.shape.width as f32 / self.shape.height as f32;
+        Entry {
+            weights: object_weights(scene, &size).to_device(device),
+            attributes: scene.attributes,
+            places: places(scene, size[1], aspect).to_device(device),
+            outlines: outlines(scene, &size).to_device(device),
+            latents,
+            other,
         }
     }
 

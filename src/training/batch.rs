@@ -5,8 +5,9 @@
 use tch::{Device, Tensor};
 
 use super::attribute_head::{self, Truth};
-use super::bank::{Bucket, Shape};
-use super::captions::{canonical, caption};
+use super::bank::{Bucket, Entry, Shape};
+use super::captions::{Captioned, canonical, captioned, look};
+use super::exchange::Exchanged;
 use super::trainer::Batches;
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::models::transformer_wan::AttentionPattern;
@@ -23,6 +24,10 @@ const MEETINGS: [f64; 2] = [12.0, 24.0];
 const FREE: f64 = 0.2;
 /// Share of the steps on clips that teach the next frame.
 pub(super) const NEXT: f64 = 0.75;
+/// How often a clip that has another beside it is shown as that one, where its caption tells them apart; and the least noise level
+/// for it: below, a picture is all but finished.
+const OTHERWISE: f64 = 0.5;
+const LEAST_OTHERWISE: f32 = 0.3;
 /// Share of the noise levels that are not shifted: outlines are drawn, and colours kept, at low ones.
 const UNSHIFTED: f64 = 0.65;
 /// Shift of the others: it is at high levels that an object's colour and place are decided, as a latent has many channels to
@@ -110,6 +115,10 @@ impl Draws {
 pub(super) struct Batch {
     /// Normalised and clean, `[B, z, T, h, w]`.
     pub latents: Tensor,
+    /// What is noised, `[B, z, T, h, w]`: the same, or, where the caption says how it should be, something else.
+    pub shown: Tensor,
+    /// Whether that is something else.
+    pub shown_otherwise: Vec<bool>,
     /// How much each latent counts in the loss, `[B, 1, T, h, w]`.
     pub weights: Tensor,
     /// `[B, T]` in [0, 1]; 0 where a frame is known.
@@ -277,6 +286,7 @@ impl Batches for Sampler {
         let buckets = if task == Task::Stills { &self.images } else { &self.clips };
         let bucket = &buckets[at];
         let (mut latents, mut weights) = (Vec::new(), Vec::new());
+        let (mut shown, mut shown_otherwise) = (Vec::new(), Vec::new());
         let (mut captions, mut levels) = (Vec::new(), Vec::new());
         let (mut attributes, mut places, mut outlines) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..size {
@@ -284,18 +294,22 @@ impl Batches for Sampler {
             let last = (entry.latents.size()[1] - frames) as u64;
             // Half of the windows begin where their clip does.
             let start = if last == 0 || draws.unit() < 0.5 { 0 } else { 1 + draws.next() % last };
-            latents.push(entry.latents.narrow(1, start as i64, frames));
+            let truth = entry.latents.narrow(1, start as i64, frames);
             weights.push(entry.weights.narrow(1, start as i64, frames));
-            // The plainest words first.
-            captions.push(if early && draws.unit() < 0.4 {
-                canonical(&entry.attributes)
-            } else {
-                caption(&entry.attributes, draws.next())
-            });
+            let (caption, other) = said(entry, early, &mut draws);
+            captions.push(caption);
             attributes.extend(attribute_head::numbers(&entry.attributes));
             places.push(entry.places.narrow(0, start as i64, frames));
             outlines.push(entry.outlines.narrow(0, start as i64, frames));
-            levels.extend(task.levels(&mut draws, frames as usize, start > 0));
+            let own = task.levels(&mut draws, frames as usize, start > 0);
+            let other = other.map(|other| other.narrow(1, start as i64, frames));
+            shown_otherwise.push(other.is_some());
+            shown.push(match other {
+                Some(other) => towards(&truth, &other, &own, &mut draws),
+                None => truth.shallow_clone(),
+            });
+            latents.push(truth);
+            levels.extend(own);
         }
         let attributes = Tensor::from_slice(&attributes).view([size, -1]);
         let attributes = attributes.to_device(self.options.device);
@@ -306,12 +320,41 @@ impl Batches for Sampler {
                 outlines: Tensor::stack(&outlines, 0),
             }),
             latents: Tensor::stack(&latents, 0),
+            shown: Tensor::stack(&shown, 0),
+            shown_otherwise,
             weights: Tensor::stack(&weights, 0),
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.options.device),
             captions,
             pattern: task.pattern(&mut draws),
         }
     }
+}
+
+/// The caption of a clip, and, where it says what the clip with an attribute exchanged shows otherwise, that one's latents.
+fn said<'a>(entry: &'a Entry, early: bool, draws: &mut Draws) -> (String, Option<&'a Tensor>) {
+    // The plainest words first.
+    if early && draws.unit() < 0.4 {
+        return (canonical(&entry.attributes), None);
+    }
+    let Captioned { caption, mentioned } = captioned(&entry.attributes, draws.next());
+    let Some((other, what)) = entry.other.as_ref().filter(|_| draws.unit() < OTHERWISE) else {
+        return (caption, None);
+    };
+    // Whoever restyles names a look and nothing else.
+    if *what == Exchanged::Style && draws.unit() < 0.5 {
+        return (look(entry.attributes.style, draws.next()).to_owned(), Some(other));
+    }
+    (caption, what.is_said(mentioned).then_some(other))
+}
+
+/// On the way from the truth `[z, T, h, w]` to another clip, in frames whose levels are not too low; half-drawn things are
+/// what a sampler meets.
+fn towards(truth: &Tensor, other: &Tensor, levels: &[f32], draws: &mut Draws) -> Tensor {
+    let amount = if draws.unit() < 0.5 { 1.0 } else { draws.unit() as f32 };
+    let amounts: Vec<f32> =
+        levels.iter().map(|&level| if level >= LEAST_OTHERWISE { amount } else { 0.0 }).collect();
+    let amounts = Tensor::from_slice(&amounts).view([1, -1, 1, 1]).to_device(truth.device());
+    truth + (other - truth) * amounts
 }
 
 /// How much simpler than the world a step's new scenes are, 0 to 1: all the way at first, not at all from `steps` on.

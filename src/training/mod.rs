@@ -9,6 +9,7 @@ pub mod captions;
 pub mod dit;
 mod emphasis;
 pub mod eval;
+mod exchange;
 pub mod finetune;
 mod folder;
 pub mod generate;

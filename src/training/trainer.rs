@@ -336,7 +336,7 @@ struct Noised {
     levels: Tensor,
     /// Clean frames in front, where each block is taught what follows it.
     before: i64,
-    /// `[B, z, T, h, w]`, noise less clean latents.
+    /// `[B, z, T, h, w]`: the way from clean latents to these, which is noise less clean latents where those are shown.
     true_flow: Tensor,
 }
 
@@ -345,8 +345,8 @@ impl Noised {
         let noise = batch.latents.randn_like();
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
-        let true_flow = noise - &batch.latents;
-        let noisy = &batch.latents + &true_flow * &level;
+        let noisy = &batch.shown + (noise - &batch.shown) * &level;
+        let true_flow = (&noisy - &batch.latents) / level.clamp_min(1e-3);
         // What a stream continues is never quite what it should be, of which nobody tells the model.
         let known = level.eq(0.0).to_kind(Kind::Float);
         let spoilt = Tensor::rand([s[0], 1, 1, 1, 1], (Kind::Float, level.device())) * MOST_SPOILT;
@@ -406,8 +406,11 @@ impl<B> Worker<B> {
         let none = self.models.embed(&vec![String::new(); batch.captions.len()])?;
         let (negative, _) =
             self.models.predict(&noised.latents, &noised.levels, &none, batch.pattern)?;
-        let said: Vec<f32> =
-            batch.captions.iter().map(|c| f32::from(u8::from(!c.is_empty()))).collect();
+        // Where something else is shown, what no caption makes of it is no measure.
+        let said = batch.captions.iter().zip(&batch.shown_otherwise);
+        let said: Vec<f32> = said
+            .map(|(caption, otherwise)| f32::from(u8::from(!caption.is_empty() && !otherwise)))
+            .collect();
         let said = Tensor::from_slice(&said).to_device(self.models.device).view([-1, 1, 1, 1, 1]);
         let share = 1.0 - 1.0 / self.models.guidance_scale;
         Ok((predicted - negative.narrow(2, noised.before, s[2])) * said * share)
@@ -520,11 +523,15 @@ mod tests {
         let models = sources.models(&blueprint).unwrap();
         let worker = Worker { models, batches: Nothing, share: 1.0 };
         let pattern = AttentionPattern::NextBlock { block_latent_frames: 1 };
+        let latents = torch_noise(1, &[3, 48, 3, 4, 4]);
         let batch = Batch {
-            latents: torch_noise(1, &[2, 48, 3, 4, 4]),
-            weights: Tensor::ones([2, 1, 3, 4, 4], (Kind::Float, Device::Cpu)),
-            levels: Tensor::from_slice(&[0.0f32, 0.7, 0.5, 0.9, 0.3, 1.0]).view([2, 3]),
-            captions: vec!["a red circle over the sea".into(), String::new()],
+            shown: latents.shallow_clone(),
+            shown_otherwise: vec![false, false, true],
+            latents,
+            weights: Tensor::ones([3, 1, 3, 4, 4], (Kind::Float, Device::Cpu)),
+            levels: Tensor::from_slice(&[0.0f32, 0.7, 0.5, 0.9, 0.3, 1.0, 0.4, 0.6, 0.8])
+                .view([3, 3]),
+            captions: vec!["a red circle over the sea".into(), String::new(), "a star".into()],
             truth: None,
             pattern,
         };
@@ -538,13 +545,15 @@ mod tests {
             predicted.narrow(2, 2, 3)
         };
         let (positive, negative) =
-            (predict(&batch.captions), predict(&[String::new(), String::new()]));
+            (predict(&batch.captions), predict(&[const { String::new() }; 3]));
         let guidance = worker.guidance(&batch, &noised, &positive).unwrap();
         let expected = (&positive - &negative) * 0.75;
         let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         assert!(off(&guidance.get(0), &expected.get(0)) < 1e-5);
         assert!(expected.get(0).abs().max().double_value(&[]) > 1e-2);
-        assert_eq!(off(&guidance.get(1), &guidance.get(1).zeros_like()), 0.0);
+        for at in [1, 2] {
+            assert_eq!(off(&guidance.get(at), &guidance.get(at).zeros_like()), 0.0);
+        }
         // Truth 0: the output o with o = 0 + 0.75 (o - n) is n + 4 (0 - n).
         let own = &negative - &negative * 4.0;
         let again = worker.guidance(&batch, &noised, &own).unwrap();

@@ -103,6 +103,11 @@ pub fn captioned(attributes: &Attributes, seed: u64) -> Captioned {
     Captioned { caption, mentioned }
 }
 
+/// Words that name a style and nothing else, as one restyles with; the seed decides which.
+pub fn look(style: Style, seed: u64) -> &'static str {
+    pick(words::look(style), &mut Draws::new(mix64(seed ^ 0x100c)))
+}
+
 /// A caption that names every attribute, in one of the many ways to say it; the seed decides which.
 pub fn complete(attributes: &Attributes, seed: u64) -> String {
     // Two in three of all captions are complete, so the canonical one at the end is for form's sake.

@@ -318,6 +318,8 @@ impl Batches for ClipSampler {
         let latents = Tensor::stack(&latents, 0);
         Batch {
             weights: latents.narrow(1, 0, 1).ones_like(),
+            shown: latents.shallow_clone(),
+            shown_otherwise: vec![false; size as usize],
             latents,
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.device),
             captions,

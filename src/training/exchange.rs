@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Scenes with one attribute exchanged, to be noised in place of the truth that a caption names.
+//!
+//! Who is only ever shown noised truth learns to trust what shows through the noise more than the words: what came out wrong at
+//! a high level stays wrong, and what is to be restyled keeps its look. Where the noisy picture shows one thing and the
+//! caption says another, words have to be heard at every level. It is what a sampler's own mistakes look like (as in DAgger,
+//! Ross et al., arXiv 1011.0686), and, for styles, the very task of restyling, its structure kept.
+
+use super::captions::Mentioned;
+use super::world::draw::{Draws, mix64};
+use super::world::{Attributes, Background, Colour, Scene, Shape, Style};
+
+/// The attribute that is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchanged {
+    Colour,
+    Shape,
+    Background,
+    Style,
+}
+
+impl Exchanged {
+    /// Whether a caption says what it should be.
+    pub fn is_said(self, mentioned: Mentioned) -> bool {
+        match self {
+            Self::Colour => mentioned.colour,
+            Self::Shape => mentioned.shape,
+            Self::Background => mentioned.background,
+            Self::Style => mentioned.style,
+        }
+    }
+}
+
+/// How often a styled scene has its style exchanged, and how often for the plain look, which most of what is restyled has.
+const STYLE: f32 = 0.6;
+const PLAIN: f32 = 0.8;
+/// How often the shape, and how often the shape or the colour, where it is not the style.
+const SHAPE: f32 = 0.6;
+const OBJECT: f32 = 0.85;
+
+/// The scene with one attribute exchanged, all else in its place, and which; `None` where that combination is held out.
+/// The scene's seed decides.
+pub fn exchanged(scene: &Scene) -> Option<(Scene, Exchanged)> {
+    let mut draws = Draws::new(mix64(scene.seed ^ 0x7031));
+    let before = scene.attributes;
+    let (attributes, what) = if before.style != Style::None && draws.unit() < STYLE {
+        let plain = draws.unit() < PLAIN;
+        let style = if plain { Style::None } else { other(Style::ALL, before.style, &mut draws) };
+        (Attributes { style, ..before }, Exchanged::Style)
+    } else {
+        match draws.unit() {
+            u if u < SHAPE => {
+                let shape = other(Shape::ALL, before.shape, &mut draws);
+                (Attributes { shape, ..before }, Exchanged::Shape)
+            }
+            u if u < OBJECT => {
+                let colour = other(Colour::ALL, before.colour, &mut draws);
+                (Attributes { colour, ..before }, Exchanged::Colour)
+            }
+            _ => {
+                let background = other(Background::ALL, before.background, &mut draws);
+                (Attributes { background, ..before }, Exchanged::Background)
+            }
+        }
+    };
+    (!attributes.held_out()).then_some((Scene { attributes, ..*scene }, what))
+}
+
+/// One of the values that is not this one.
+fn other<T: Copy + PartialEq>(all: &[T], not: T, draws: &mut Draws) -> T {
+    loop {
+        let drawn = all[draws.below(all.len())];
+        if drawn != not {
+            return drawn;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::Split;
+    use super::*;
+
+    #[test]
+    fn one_attribute_is_another_and_nothing_else() {
+        let mut counts = [0; 4];
+        let mut none = 0;
+        for index in 0..1000 {
+            let scene = Scene::from_index(index, Split::Train);
+            let Some((other, what)) = exchanged(&scene) else {
+                none += 1;
+                continue;
+            };
+            assert!(!other.attributes.held_out());
+            assert_eq!(Scene { attributes: scene.attributes, ..other }, scene);
+            let (a, b) = (scene.attributes, other.attributes);
+            let differs = [
+                a.colour != b.colour,
+                a.shape != b.shape,
+                a.background != b.background,
+                a.style != b.style,
+            ];
+            assert_eq!(a.motion, b.motion);
+            let expected = [0, 1, 2, 3].map(|at| at == what as usize);
+            assert_eq!(differs, expected);
+            counts[what as usize] += 1;
+            if what == Exchanged::Style {
+                assert_ne!(a.style, Style::None);
+            }
+        }
+        assert!((20..90).contains(&none), "{none}");
+        assert!(counts.iter().all(|&count| count > 60), "{counts:?}");
+    }
+}
