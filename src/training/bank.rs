@@ -83,12 +83,8 @@ impl Bucket {
                     simpler(scene, ease, self.shape.frames == 1)
                 })
                 .collect();
-            // Clips cost more to encode: every second one has another.
             let still = self.shape.frames == 1;
-            let others: Vec<_> = scenes
-                .iter()
-                .map(|scene| exchanged(scene).filter(|_| still || scene.seed.is_multiple_of(2)))
-                .collect();
+            let others: Vec<_> = scenes.iter().map(|scene| exchanged(scene, still)).collect();
             let drawn = scenes.iter().chain(others.iter().flatten().map(|(scene, _)| scene));
             let latents = self.encoded(vae, drawn, device);
             let mut others_latents = (now as i64..).map(|at| latents.get(at).contiguous());

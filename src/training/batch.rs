@@ -19,14 +19,14 @@ const WINDOW_LATENT_FRAMES: i64 = 5;
 /// Pixel frames of the clips that windows are cut from: with what comes after the first second.
 const CLIP_FRAMES: i64 = 33;
 /// How often a still, and a clip, is met before another takes its place; clips cost more to encode.
-const MEETINGS: [f64; 2] = [12.0, 24.0];
+const MEETINGS: [f64; 2] = [12.0, 36.0];
 /// Share of the windows at the start of a clip of which nothing is known.
 const FREE: f64 = 0.2;
 /// Share of the steps on clips that teach the next frame.
 pub(super) const NEXT: f64 = 0.75;
-/// How often a clip that has another beside it is shown as that one, where its caption tells them apart; and the least noise level
-/// for it: below, a picture is all but finished.
-const OTHERWISE: f64 = 0.5;
+/// How often a still, and a clip, that has another beside it is shown as that one, where its caption tells them apart; and the least
+/// noise level for it: below, a picture is all but finished.
+const OTHERWISE: [f64; 2] = [0.5, 0.75];
 const LEAST_OTHERWISE: f32 = 0.3;
 /// Share of the noise levels that are not shifted: outlines are drawn, and colours kept, at low ones.
 const UNSHIFTED: f64 = 0.65;
@@ -337,7 +337,8 @@ fn said<'a>(entry: &'a Entry, early: bool, draws: &mut Draws) -> (String, Option
         return (canonical(&entry.attributes), None);
     }
     let Captioned { caption, mentioned } = captioned(&entry.attributes, draws.next());
-    let Some((other, what)) = entry.other.as_ref().filter(|_| draws.unit() < OTHERWISE) else {
+    let often = OTHERWISE[usize::from(entry.latents.size()[1] > 1)];
+    let Some((other, what)) = entry.other.as_ref().filter(|_| draws.unit() < often) else {
         return (caption, None);
     };
     // Whoever restyles names a look and nothing else.

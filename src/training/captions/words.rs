@@ -212,19 +212,29 @@ pub(super) fn look(value: Style) -> Phrases {
             "as an old film",
             "like an old black and white movie",
             "vintage film",
+            "in 1920s film style",
         ],
-        Style::Underwater => {
-            &["underwater", "under water", "in the style of underwater", "deep under water"]
-        }
+        Style::Underwater => &[
+            "underwater",
+            "under water",
+            "in the style of underwater",
+            "deep under water",
+            "in underwater style",
+        ],
         Style::Rainbow => &[
             "rainbow",
             "in the style of a rainbow",
             "in rainbow colours",
             "with all the colours of the rainbow",
+            "in rainbow style",
         ],
-        Style::Jungle => {
-            &["jungle", "in the jungle", "in the style of a jungle", "among the leaves of a jungle"]
-        }
+        Style::Jungle => &[
+            "jungle",
+            "in the jungle",
+            "in the style of a jungle",
+            "among the leaves of a jungle",
+            "in jungle style",
+        ],
     }
 }
 

@@ -62,6 +62,9 @@ pub const LORA: &str = "lora.safetensors";
 const WITHOUT_CAPTION: f64 = 0.1;
 /// Share of clips trained with block-causal attention, where the model knows it.
 const CAUSAL: f64 = 0.25;
+/// Share of the steps on first pictures alone, where a model makes them alone: it is there that a look is decided, and a step
+/// holds many more of them than of clips.
+const STILLS: f64 = 0.5;
 /// Most rows of a contact sheet.
 const SAMPLES: usize = 6;
 
@@ -283,6 +286,7 @@ impl Batches for ClipSampler {
         let (shape, entries) = self.bucket(draws.next());
         let length = entries[0].latents.size()[1];
         let task = match self.causal_block {
+            Some(_) if self.each_frame && draws.unit() < STILLS => Task::Stills,
             // Without levels of their own, known frames cannot be told.
             Some(block) if self.each_frame && length > block && draws.unit() < NEXT => {
                 Task::Next { block }
@@ -298,7 +302,8 @@ impl Batches for ClipSampler {
         for _ in 0..size {
             let entry = &entries[(draws.next() % entries.len() as u64) as usize];
             let last = (length - frames) as u64;
-            let start = if last == 0 || draws.unit() < 0.5 { 0 } else { 1 + draws.next() % last };
+            let at_start = last == 0 || task == Task::Stills || draws.unit() < 0.5;
+            let start = if at_start { 0 } else { 1 + draws.next() % last };
             latents.push(entry.latents.narrow(1, start as i64, frames));
             let named = draws.unit() >= WITHOUT_CAPTION;
             captions.push(if named { entry.caption.clone() } else { String::new() });
