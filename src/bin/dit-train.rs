@@ -211,7 +211,8 @@ struct FinetuneArgs {
     /// The pipeline folder to begin with.
     #[arg(long, default_value = "models/default")]
     model: PathBuf,
-    /// Folder of clips and pictures of any format, each with its caption in a .txt of the same name, or all in a .jsonl.
+    /// Folder of clips and pictures of any format, each with its caption in a .txt of the same name, or all in a .jsonl; a
+    /// NAME.before.EXT beside NAME.EXT shows the same without what is to be learnt, and makes it quicker to learn.
     #[arg(long)]
     data: PathBuf,
     /// Rank of the low-rank changes (LoRA) that are trained.

@@ -350,7 +350,7 @@ fn said<'a>(entry: &'a Entry, early: bool, draws: &mut Draws) -> (String, Option
 
 /// On the way from the truth `[z, T, h, w]` to another clip, in frames whose levels are not too low; half-drawn things are
 /// what a sampler meets.
-fn towards(truth: &Tensor, other: &Tensor, levels: &[f32], draws: &mut Draws) -> Tensor {
+pub(super) fn towards(truth: &Tensor, other: &Tensor, levels: &[f32], draws: &mut Draws) -> Tensor {
     let amount = if draws.unit() < 0.5 { 1.0 } else { draws.unit() as f32 };
     let amounts: Vec<f32> =
         levels.iter().map(|&level| if level >= LEAST_OTHERWISE { amount } else { 0.0 }).collect();

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::Tensor;
 
 use crate::frames::file::{self, Probe};
-use crate::pipeline::{FolderInfo, Pipeline};
+use crate::pipeline::{FolderInfo, Pipeline, RgbFrame};
 use crate::training::bank::Shape;
 use crate::training::generate;
 use crate::training::progress::Progress;
@@ -20,12 +20,16 @@ const LONGEST_WINDOWS: i64 = 32;
 /// Shapes of frame that clips are cut to, beside the model's own and the same upright.
 const ASPECTS: [f64; 5] = [16.0 / 9.0, 4.0 / 3.0, 1.0, 3.0 / 4.0, 9.0 / 16.0];
 
-/// A file and what it shows.
+/// A file, what it shows, and perhaps the same without what is to be learnt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Captioned {
     pub path: PathBuf,
     pub caption: String,
+    pub before: Option<PathBuf>,
 }
+
+/// What the name of such a file has behind that of the clip: `clip.before.mp4` of `clip.mp4`.
+const BEFORE: &str = ".before";
 
 /// What a folder holds, and what of it cannot be used and why.
 #[derive(Debug, Default)]
@@ -41,9 +45,11 @@ struct Line {
     file_name: PathBuf,
     #[serde(alias = "caption", alias = "prompt")]
     text: String,
+    before: Option<PathBuf>,
 }
 
-/// Clips of a folder with their captions: those that its `*.jsonl` names, else every file with a `.txt` of its name beside it.
+/// Clips of a folder with their captions: those that its `*.jsonl` names, else every file with a `.txt` of its name beside it,
+/// and perhaps a `.before` file.
 ///
 /// # Errors
 /// A folder that cannot be read, or a JSONL file with a line that is not `{"file_name": .., "text": ..}`.
@@ -65,16 +71,26 @@ pub(super) fn list(folder: &Path) -> Result<Listing> {
     if !tables.is_empty() {
         return Ok(listing);
     }
-    for path in files.iter().filter(|path| !of_kind(path, "txt")) {
+    let befores: BTreeMap<PathBuf, &PathBuf> =
+        files.iter().filter_map(|path| Some((before_which(path)?, path))).collect();
+    let clips = files.iter().filter(|path| !of_kind(path, "txt") && before_which(path).is_none());
+    for path in clips {
         match std::fs::read_to_string(path.with_extension("txt")) {
             Ok(caption) => {
+                let before = befores.get(&path.with_extension("")).map(|path| (*path).clone());
                 let caption = caption.trim().to_owned();
-                listing.clips.push(Captioned { path: path.clone(), caption });
+                listing.clips.push(Captioned { path: path.clone(), caption, before });
             }
             Err(error) => listing.skipped.push((path.clone(), format!("its .txt: {error}"))),
         }
     }
     Ok(listing)
+}
+
+/// The clip, without its extension, that a file of this name is the state before of.
+fn before_which(path: &Path) -> Option<PathBuf> {
+    let stem = path.file_stem()?.to_str()?;
+    Some(path.with_file_name(stem.strip_suffix(BEFORE)?))
 }
 
 /// All files below a folder but hidden ones.
@@ -95,19 +111,21 @@ fn read_table(table: &Path, listing: &mut Listing) -> Result<()> {
     let text = std::fs::read_to_string(table).with_context(|| table.display().to_string())?;
     let folder = table.parent().unwrap_or(Path::new("."));
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let Line { file_name, text } = serde_json::from_str(line).with_context(|| {
+        let Line { file_name, text, before } = serde_json::from_str(line).with_context(|| {
             let place = format!("{}, line {}", table.display(), number + 1);
             format!("{place}: expected {{\"file_name\": \"clip.mp4\", \"text\": \"a caption\"}}")
         })?;
-        listing.clips.push(Captioned { path: folder.join(file_name), caption: text });
+        let before = before.map(|before| folder.join(before));
+        listing.clips.push(Captioned { path: folder.join(file_name), caption: text, before });
     }
     Ok(())
 }
 
-/// A piece of a clip: normalised latents `[z, T, h, w]`.
+/// A piece of a clip: normalised latents `[z, T, h, w]`, and perhaps those of the same without what is to be learnt.
 pub(super) struct Entry {
     pub latents: Tensor,
     pub caption: String,
+    pub before: Option<Tensor>,
 }
 
 /// Pieces of one shape.
@@ -179,13 +197,30 @@ fn encode_clip(clip: &Captioned, pipeline: &Pipeline) -> Result<Vec<(Shape, Entr
     let longest = if probe.still { 1 } else { window * LONGEST_WINDOWS };
     let size = (width as usize, height as usize);
     let frames = file::read(&clip.path, &probe, size, info.native.framerate, longest as usize)?;
+    let before = clip.before.as_deref().map(|path| {
+        let before = || -> Result<Vec<RgbFrame>> {
+            let probe = file::probe(path)?;
+            let found = file::read(path, &probe, size, info.native.framerate, frames.len())?;
+            let (found_frames, expected) = (found.len(), frames.len());
+            ensure!(found_frames == expected, "found {found_frames} frames, expected {expected}");
+            Ok(found)
+        };
+        before().with_context(|| path.display().to_string())
+    });
+    let before = before.transpose()?;
     let _no_grad = tch::no_grad_guard();
     pieces(info, frames.len() as i64)
         .into_iter()
         .map(|(start, length)| {
-            let video = generate::to_tensor(&frames[start as usize..][..length as usize])?;
-            let latents = pipeline.encode_video(&video.unsqueeze(0)).get(0).contiguous();
-            let entry = Entry { latents, caption: clip.caption.clone() };
+            let latents = |frames: &[RgbFrame]| -> Result<Tensor> {
+                let video = generate::to_tensor(&frames[start as usize..][..length as usize])?;
+                Ok(pipeline.encode_video(&video.unsqueeze(0)).get(0).contiguous())
+            };
+            let entry = Entry {
+                latents: latents(&frames)?,
+                caption: clip.caption.clone(),
+                before: before.as_deref().map(latents).transpose()?,
+            };
             Ok((Shape { width, height, frames: length }, entry))
         })
         .collect()
@@ -258,17 +293,21 @@ mod tests {
     fn captions_come_from_texts_or_tables() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        for (name, text) in [("a.mp4", ""), ("a.txt", " one \n"), ("b.webm", "")] {
+        let files = [("a.mp4", ""), ("a.txt", " one \n"), ("a.before.mkv", ""), ("b.webm", "")];
+        for (name, text) in files {
             std::fs::write(path(name), text).unwrap();
         }
         let listing = list(folder.path()).unwrap();
-        assert_eq!(listing.clips, [Captioned { path: path("a.mp4"), caption: "one".into() }]);
+        let before = Some(path("a.before.mkv"));
+        let clip = Captioned { path: path("a.mp4"), caption: "one".into(), before };
+        assert_eq!(listing.clips, [clip]);
+        assert_eq!(listing.skipped.len(), 1);
         assert_eq!(listing.skipped[0].0, path("b.webm"));
-        let table = "{\"file_name\": \"b.webm\", \"text\": \"two\"}\n\n{\"video\": \"a.mp4\", \"caption\": \"three\"}\n";
+        let table = "{\"file_name\": \"b.webm\", \"text\": \"two\", \"before\": \"c.mp4\"}\n\n{\"video\": \"a.mp4\", \"caption\": \"three\"}\n";
         std::fs::write(path("metadata.jsonl"), table).unwrap();
-        let captions: Vec<String> =
-            list(folder.path()).unwrap().clips.into_iter().map(|clip| clip.caption).collect();
-        assert_eq!(captions, ["two", "three"]);
+        let clips = list(folder.path()).unwrap().clips;
+        assert_eq!([&clips[0].caption, &clips[1].caption], ["two", "three"]);
+        assert_eq!([&clips[0].before, &clips[1].before], [&Some(path("c.mp4")), &None]);
         std::fs::write(path("metadata.jsonl"), "{\"text\": \"two\"}").unwrap();
         let error = format!("{:#}", list(folder.path()).unwrap_err());
         assert!(error.contains("metadata.jsonl, line 1") && error.contains("file_name"), "{error}");

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::bank::Shape;
-use super::batch::{Batch, Draws, NEXT, Task};
+use super::batch::{Batch, Draws, NEXT, Task, towards};
 use super::folder::{copy_folder, trained_weights};
 use super::generate::{self, Sampling};
 use super::optim::Hyper;
@@ -65,6 +65,8 @@ const CAUSAL: f64 = 0.25;
 /// Share of the steps on first pictures alone, where a model makes them alone: it is there that a look is decided, and a step
 /// holds many more of them than of clips.
 const STILLS: f64 = 0.5;
+/// Share of the windows, of clips that have one, that begin from the state before.
+const FROM_BEFORE: f64 = 0.5;
 /// Most rows of a contact sheet.
 const SAMPLES: usize = 6;
 
@@ -250,6 +252,7 @@ impl ClipSampler {
             let share = |e: &Entry| Entry {
                 latents: e.latents.shallow_clone(),
                 caption: e.caption.clone(),
+                before: e.before.as_ref().map(Tensor::shallow_clone),
             };
             entries.iter().map(share).collect::<Vec<_>>()
         };
@@ -299,19 +302,28 @@ impl Batches for ClipSampler {
             * task.frames_in(frames);
         let size = (self.batch_tokens / tokens.max(1)).max(1);
         let (mut latents, mut captions, mut levels) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut shown, mut shown_otherwise) = (Vec::new(), Vec::new());
         for _ in 0..size {
             let entry = &entries[(draws.next() % entries.len() as u64) as usize];
             let last = (length - frames) as u64;
             let at_start = last == 0 || task == Task::Stills || draws.unit() < 0.5;
             let start = if at_start { 0 } else { 1 + draws.next() % last };
-            latents.push(entry.latents.narrow(1, start as i64, frames));
+            let truth = entry.latents.narrow(1, start as i64, frames);
             let named = draws.unit() >= WITHOUT_CAPTION;
             captions.push(if named { entry.caption.clone() } else { String::new() });
-            levels.extend(if self.each_frame {
+            let own = if self.each_frame {
                 task.levels(&mut draws, frames as usize, start > 0)
             } else {
                 vec![draws.level(); frames as usize]
+            };
+            let before = entry.before.as_ref().filter(|_| named && draws.unit() < FROM_BEFORE);
+            shown_otherwise.push(before.is_some());
+            shown.push(match before.map(|before| before.narrow(1, start as i64, frames)) {
+                Some(before) => towards(&truth, &before, &own, &mut draws),
+                None => truth.shallow_clone(),
             });
+            latents.push(truth);
+            levels.extend(own);
         }
         let pattern = match (task, self.causal_block) {
             (Task::Window, Some(block)) if frames > 1 && draws.unit() < CAUSAL => {
@@ -323,8 +335,8 @@ impl Batches for ClipSampler {
         let latents = Tensor::stack(&latents, 0);
         Batch {
             weights: latents.narrow(1, 0, 1).ones_like(),
-            shown: latents.shallow_clone(),
-            shown_otherwise: vec![false; size as usize],
+            shown: Tensor::stack(&shown, 0),
+            shown_otherwise,
             latents,
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.device),
             captions,
