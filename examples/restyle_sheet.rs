@@ -124,8 +124,9 @@ fn restyled(
     properties: &[String],
 ) -> Result<Vec<RgbFrame>> {
     let line = format!(
-        "appsrc name=source format=time caps=\"{}\" ! ditfilter name=tap ! fakesink sync=false",
-        caps()
+        "appsrc name=source format=time caps=\"{}\" ! ditfilter name=tap {} ! fakesink sync=false",
+        caps(),
+        properties.join(" ")
     );
     collected(&line, |pipeline| {
         let (Some(source), Some(filter)) = (pipeline.by_name("source"), pipeline.by_name("tap"))
@@ -138,9 +139,6 @@ fn restyled(
             eprintln!("no preset {style}");
         }
         filter.set_property("strength", strength);
-        for (name, value) in properties.iter().filter_map(|property| property.split_once('=')) {
-            filter.set_property_from_str(name, value);
-        }
         for (number, frame) in clip.frames.iter().enumerate() {
             let mut buffer = gst::Buffer::from_slice(frame.data.clone());
             if let Some(buffer) = buffer.get_mut() {
