@@ -42,7 +42,7 @@ struct Common {
     /// auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// CPU threads; 0 for libtorch's own choice.
+    /// CPU threads of one operation; 0 for libtorch's own choice, or one beside a GPU.
     #[arg(long, default_value_t = 0)]
     threads: u32,
     /// Seed of data and noise.
@@ -54,8 +54,11 @@ impl Common {
     fn prepare(&self) -> Result<tch::Device> {
         gstdit::torch::init();
         gstdit::torch::flush_denormals();
-        gstdit::torch::set_threads(self.threads);
-        Ok(gstdit::torch::resolve_device(&self.device)?)
+        let device = gstdit::torch::resolve_device(&self.device)?;
+        // Beside a GPU the cores draw clips, each thread by itself.
+        let alone = self.threads == 0 && device != tch::Device::Cpu;
+        gstdit::torch::set_threads(if alone { 1 } else { self.threads });
+        Ok(device)
     }
 }
 
@@ -63,8 +66,14 @@ impl Common {
 struct VaeArgs {
     #[command(flatten)]
     common: Common,
+    /// A finished `vae/` folder from whose weights to start, at once on clips.
+    #[arg(long)]
+    from: Option<PathBuf>,
     #[arg(long, default_value_t = 6000)]
     steps: u64,
+    /// End after this time, however many steps that are; the learning rate goes as if it were all of them.
+    #[arg(long)]
+    seconds: Option<f64>,
     /// Steps on single frames before clips come in.
     #[arg(long, default_value_t = 2000)]
     image_steps: u64,
@@ -92,8 +101,10 @@ impl VaeArgs {
         vae::train(&vae::VaeOptions {
             device: self.common.prepare()?,
             out: self.common.out,
+            image_steps: if self.from.is_some() { 0 } else { self.image_steps },
+            from: self.from,
             steps: self.steps,
-            image_steps: self.image_steps,
+            seconds: self.seconds,
             learning_rate: self.learning_rate,
             decay_steps: self.decay_steps,
             kl_weight: self.kl_weight,
@@ -115,8 +126,17 @@ struct DitArgs {
     /// A `dit-state.safetensors` of another run, or a pipeline folder, from whose weights to start.
     #[arg(long)]
     from: Option<PathBuf>,
+    /// Heads of 64 channels, which is how wide the transformer is.
+    #[arg(long, default_value_t = 6)]
+    num_attention_heads: i64,
+    /// Blocks of the transformer.
+    #[arg(long, default_value_t = 6)]
+    num_layers: i64,
     #[arg(long, default_value_t = 40_000)]
     steps: u64,
+    /// End after this time, however many steps that are; the learning rate goes as if it were all of them.
+    #[arg(long)]
+    seconds: Option<f64>,
     /// Steps on single images before clips come in.
     #[arg(long, default_value_t = 15_000)]
     image_steps: u64,
@@ -144,6 +164,9 @@ struct DitArgs {
     /// Steps between saved states and contact sheets.
     #[arg(long, default_value_t = 1000)]
     save_every: u64,
+    /// Draw no contact sheets.
+    #[arg(long)]
+    no_sheets: bool,
 }
 
 impl DitArgs {
@@ -153,7 +176,10 @@ impl DitArgs {
             vae: self.vae,
             out: self.common.out,
             from: self.from,
+            num_attention_heads: self.num_attention_heads,
+            num_layers: self.num_layers,
             steps: self.steps,
+            seconds: self.seconds,
             image_steps: self.image_steps,
             simple_steps: self.simple_steps,
             clip_share: self.clip_share,
@@ -164,6 +190,7 @@ impl DitArgs {
             workers: self.workers,
             seed: self.common.seed,
             save_every: self.save_every,
+            sheets: !self.no_sheets,
         })
     }
 }

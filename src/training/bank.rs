@@ -40,6 +40,8 @@ pub struct Bucket {
     entries: Vec<Entry>,
     capacity: usize,
     drawn: u64,
+    /// Clips that are due but wait for others.
+    due: usize,
     first_index: u64,
 }
 
@@ -56,7 +58,7 @@ const ENCODE_FRAMES: i64 = 33;
 impl Bucket {
     /// An empty ring; its clips are those of the training split from `first_index` on.
     pub fn new(shape: Shape, capacity: usize, first_index: u64) -> Self {
-        Self { shape, entries: Vec::new(), capacity, drawn: 0, first_index }
+        Self { shape, entries: Vec::new(), capacity, drawn: 0, due: 0, first_index }
     }
 
     /// Clips held.
@@ -69,13 +71,20 @@ impl Bucket {
         self.entries.is_empty()
     }
 
-    /// Draws and encodes `count` more clips; the oldest make room. They are simpler than the world by `ease`, 0 to 1.
-    pub fn refresh(&mut self, vae: &AutoencoderKLWan, count: usize, ease: f32, device: Device) {
+    /// Draws and encodes `count` more clips as soon as at least `at_once` are due; the oldest make room. They are simpler than the
+    /// world by `ease`, 0 to 1. What is kept is in main memory.
+    pub fn refresh(
+        &mut self,
+        vae: &AutoencoderKLWan,
+        (count, at_once): (usize, usize),
+        ease: f32,
+        device: Device,
+    ) {
         let _no_grad = tch::no_grad_guard();
-        let at_once = (ENCODE_FRAMES / self.shape.frames).max(1) as usize;
-        let mut left = count;
-        while left > 0 {
-            let now = left.min(at_once);
+        let most = at_once.max((ENCODE_FRAMES / self.shape.frames) as usize);
+        self.due += count;
+        while self.due >= at_once.max(1) {
+            let now = self.due.min(most);
             let scenes: Vec<Scene> = (0..now as u64)
                 .map(|i| {
                     let index = self.first_index + self.drawn + i;
@@ -91,7 +100,7 @@ impl Bucket {
             for (i, (scene, other)) in scenes.iter().zip(&others).enumerate() {
                 let latents = latents.get(i as i64).contiguous();
                 let other = other.and_then(|(_, what)| Some((others_latents.next()?, what)));
-                let entry = self.entry(scene, latents, other, device);
+                let entry = self.entry(scene, latents, other);
                 let at = (self.drawn % self.capacity as u64) as usize;
                 self.drawn += 1;
                 if self.entries.len() < self.capacity {
@@ -100,7 +109,7 @@ impl Bucket {
                     self.entries[at] = entry
                 }
             }
-            left -= now;
+            self.due -= now;
         }
     }
 
@@ -115,23 +124,18 @@ impl Bucket {
         let clips: Vec<Tensor> =
             scenes.map(|scene| render(scene, (width, height), frames, 0)).collect();
         let video = Tensor::stack(&clips, 0).to_device(device);
-        vae.normalize_latents(&vae.encode(&video, &mut FeatureCaches::default()).mean)
+        let latents = vae.encode(&video, &mut FeatureCaches::default()).mean;
+        vae.normalize_latents(&latents).to_device(Device::Cpu)
     }
 
-    fn entry(
-        &self,
-        scene: &Scene,
-        latents: Tensor,
-        other: Option<(Tensor, Exchanged)>,
-        device: Device,
-    ) -> Entry {
+    fn entry(&self, scene: &Scene, latents: Tensor, other: Option<(Tensor, Exchanged)>) -> Entry {
         let size = latents.size();
         let aspect = self.shape.width as f32 / self.shape.height as f32;
         Entry {
-            weights: object_weights(scene, &size).to_device(device),
+            weights: object_weights(scene, &size),
             attributes: scene.attributes,
-            places: places(scene, size[1], aspect).to_device(device),
-            outlines: outlines(scene, &size).to_device(device),
+            places: places(scene, size[1], aspect),
+            outlines: outlines(scene, &size),
             latents,
             other,
         }

@@ -2,7 +2,8 @@
 //! What one training step of the transformer is made with: clips out of the world, captions, noise levels and the
 //! attention pattern, all drawn from seed and step.
 
-use tch::{Device, Tensor};
+use anyhow::Result;
+use tch::{Device, Kind, Tensor};
 
 use super::attribute_head::{self, Truth};
 use super::bank::{Bucket, Entry, Shape};
@@ -10,6 +11,7 @@ use super::captions::{Captioned, canonical, captioned, look};
 use super::exchange::Exchanged;
 use super::trainer::Batches;
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
+use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::AttentionPattern;
 
 /// Latent frames of one block under block-causal attention.
@@ -123,10 +125,75 @@ pub(super) struct Batch {
     pub weights: Tensor,
     /// `[B, T]` in [0, 1]; 0 where a frame is known.
     pub levels: Tensor,
-    pub captions: Vec<String>,
+    pub captions: Captions,
     /// What is known of clips of the world.
     pub truth: Option<Truth>,
     pub pattern: AttentionPattern,
+}
+
+impl Batch {
+    /// The same on a device.
+    pub fn to_device(&self, device: Device) -> Self {
+        let moved = |t: &Tensor| t.to_device(device);
+        let truth = self.truth.as_ref().map(|truth| Truth {
+            attributes: moved(&truth.attributes),
+            places: moved(&truth.places),
+            outlines: moved(&truth.outlines),
+        });
+        Self {
+            latents: moved(&self.latents),
+            shown: moved(&self.shown),
+            shown_otherwise: self.shown_otherwise.clone(),
+            weights: moved(&self.weights),
+            levels: moved(&self.levels),
+            captions: self.captions.to_device(device),
+            truth,
+            pattern: self.pattern,
+        }
+    }
+}
+
+/// Captions as tokens.
+#[derive(Debug)]
+pub(super) struct Captions {
+    /// `[B, L]`, of the length of the longest.
+    pub ids: Tensor,
+    /// `[B, L]`: 1 for tokens, 0 after the last one.
+    pub mask: Tensor,
+    /// Which of them say nothing.
+    pub empty: Vec<bool>,
+}
+
+impl Captions {
+    /// At most `longest` tokens of each.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn new(tokenizer: &PromptTokenizer, captions: &[String], longest: i64) -> Result<Self> {
+        let tokens: Vec<_> = captions
+            .iter()
+            .map(|caption| tokenizer.encode(caption, longest as usize))
+            .collect::<Result<_, _>>()?;
+        let length = tokens.iter().map(|t| t.len()).max().unwrap_or(1);
+        let (mut ids, mut mask) = (Vec::new(), Vec::new());
+        for tokens in &tokens {
+            let (row, row_mask) = tokens.padded(length);
+            ids.extend(row);
+            mask.extend(row_mask);
+        }
+        let shape = [captions.len() as i64, length as i64];
+        Ok(Self {
+            ids: Tensor::from_slice(&ids).view(shape),
+            mask: Tensor::from_slice(&mask).view(shape).to_kind(Kind::Float),
+            empty: captions.iter().map(String::is_empty).collect(),
+        })
+    }
+
+    /// The same on a device.
+    pub fn to_device(&self, device: Device) -> Self {
+        let (ids, mask) = (self.ids.to_device(device), self.mask.to_device(device));
+        Self { ids, mask, empty: self.empty.clone() }
+    }
 }
 
 /// How a [`Sampler`] draws.
@@ -141,20 +208,32 @@ pub(super) struct SamplerOptions {
     pub clip_share: f64,
     /// Tokens of video in a batch.
     pub batch_tokens: i64,
+    /// Longest caption in tokens.
+    pub max_sequence_length: i64,
     pub device: Device,
+    /// New clips that wait to be encoded together.
+    pub at_once: usize,
+    /// Samplers that share the work.
+    pub makers: usize,
 }
 
-/// Draws batches out of rings of encoded clips.
+/// Draws batches out of rings of encoded clips, which stay in main memory.
 pub(super) struct Sampler {
     options: SamplerOptions,
     vae: AutoencoderKLWan,
+    tokenizer: PromptTokenizer,
     images: Vec<Bucket>,
     clips: Vec<Bucket>,
 }
 
 impl Sampler {
     /// `first` is the step that it begins at: resumed runs go on to clips they have not seen.
-    pub fn new(options: SamplerOptions, vae: AutoencoderKLWan, first: u64) -> Self {
+    pub fn new(
+        options: SamplerOptions,
+        vae: AutoencoderKLWan,
+        tokenizer: PromptTokenizer,
+        first: u64,
+    ) -> Self {
         let bucket = |width, height, frames, capacity| {
             let first = (options.seed << 40)
                 + first * 64
@@ -172,7 +251,7 @@ impl Sampler {
             bucket(128, 128, CLIP_FRAMES, 300),
             bucket(128, 224, CLIP_FRAMES, 200),
         ];
-        Self { options, vae, images, clips }
+        Self { options, vae, tokenizer, images, clips }
     }
 }
 
@@ -256,19 +335,19 @@ impl Sampler {
         let bucket = if clip { &mut self.clips[at] } else { &mut self.images[at] };
         let fresh = size as f64 / MEETINGS[usize::from(clip)];
         let fresh = if bucket.is_empty() {
-            (size as usize * 8).min(400)
+            ((size as usize * 8).min(400) / self.options.makers).max(self.options.at_once)
         } else {
             fresh as usize + usize::from(draws.unit() < fresh.fract())
         };
         // What is new begins simple: stills with the training, clips when they come in.
         let taught = if clip { step - self.options.image_steps } else { step };
         let ease = ease(taught, self.options.simple_steps);
-        bucket.refresh(&self.vae, fresh, ease, self.options.device);
+        bucket.refresh(&self.vae, (fresh, self.options.at_once), ease, self.options.device);
     }
 }
 
 impl Batches for Sampler {
-    fn batch(&mut self, step: u64) -> Batch {
+    fn batch(&mut self, step: u64) -> Result<Batch> {
         let mut draws = Draws::new(self.options.seed, step);
         let early = step < self.options.image_steps;
         let task = Task::draw(&mut draws, &self.options, step);
@@ -311,11 +390,10 @@ impl Batches for Sampler {
             latents.push(truth);
             levels.extend(own);
         }
-        let attributes = Tensor::from_slice(&attributes).view([size, -1]);
-        let attributes = attributes.to_device(self.options.device);
-        Batch {
+        let longest = self.options.max_sequence_length;
+        let batch = Batch {
             truth: Some(Truth {
-                attributes,
+                attributes: Tensor::from_slice(&attributes).view([size, -1]),
                 places: Tensor::stack(&places, 0),
                 outlines: Tensor::stack(&outlines, 0),
             }),
@@ -323,10 +401,11 @@ impl Batches for Sampler {
             shown: Tensor::stack(&shown, 0),
             shown_otherwise,
             weights: Tensor::stack(&weights, 0),
-            levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.options.device),
-            captions,
+            levels: Tensor::from_slice(&levels).view([size, frames]),
+            captions: Captions::new(&self.tokenizer, &captions, longest)?,
             pattern: task.pattern(&mut draws),
-        }
+        };
+        Ok(batch.to_device(self.options.device))
     }
 }
 

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor};
 
+use super::ahead::{Ahead, makers};
 use super::batch::{Sampler, SamplerOptions};
 use super::captions::{build_tokenizer_json, canonical, tokenizer_config_json};
 use super::optim::Hyper;
-use super::trainer::{self, Blueprint, Plan, Sources, worker_count};
+use super::trainer::{self, Batches, Blueprint, Plan, Sources, worker_count};
 use super::world::{Scene, Split};
 use super::{folder, generate, sheet, vae};
 use crate::models::tokenizer::PromptTokenizer;
@@ -30,7 +31,11 @@ pub struct DitOptions {
     pub out: PathBuf,
     /// A `dit-state.safetensors` of another run, or a pipeline folder, from whose weights to start.
     pub from: Option<PathBuf>,
+    pub num_attention_heads: i64,
+    pub num_layers: i64,
     pub steps: u64,
+    /// Ends after this time, however many steps that are.
+    pub seconds: Option<f64>,
     /// Steps on single images before clips come in.
     pub image_steps: u64,
     /// Steps over which stills begin with near objects in the plain look and become those of the world; then the same for
@@ -50,20 +55,27 @@ pub struct DitOptions {
     pub seed: u64,
     pub device: Device,
     pub save_every: u64,
+    /// Whether a contact sheet is drawn with each save.
+    pub sheets: bool,
 }
 
-/// The transformer of the default model.
-pub fn transformer_config(in_channels: i64) -> WanTransformer3DModelConfig {
+/// The transformer of the default model, which has 6 heads and 6 layers, or one like it.
+pub fn transformer_config(
+    in_channels: i64,
+    num_attention_heads: i64,
+    num_layers: i64,
+) -> WanTransformer3DModelConfig {
+    let attention_head_dim = 64;
     WanTransformer3DModelConfig {
         patch_size: [1, 2, 2],
-        num_attention_heads: 4,
-        attention_head_dim: 64,
+        num_attention_heads,
+        attention_head_dim,
         in_channels,
         out_channels: Some(in_channels),
         text_dim: 128,
         freq_dim: 128,
-        ffn_dim: 1024,
-        num_layers: 6,
+        ffn_dim: 4 * attention_head_dim * num_attention_heads,
+        num_layers,
         ..WanTransformer3DModelConfig::default()
     }
 }
@@ -99,7 +111,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
     let vocab_size = write_tokenizer(&tokenizer)?.vocab_size() as i64;
     let channels = vae::load(&options.vae, options.device)?.config().z_dim;
     let blueprint = Blueprint {
-        transformer: transformer_config(channels),
+        transformer: transformer_config(channels, options.num_attention_heads, options.num_layers),
         text_encoder: text_encoder_config(vocab_size),
         tokenizer,
         max_sequence_length: MAX_SEQUENCE_LENGTH,
@@ -116,6 +128,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
     let plan = Plan {
         name: "dit",
         steps: options.steps,
+        seconds: options.seconds,
         learning_rate: options.learning_rate,
         warmup_steps: 300,
         decay_steps: options.decay_steps,
@@ -126,22 +139,57 @@ pub fn train(options: &DitOptions) -> Result<()> {
         from: state,
     };
     let count = worker_count(options.workers, options.device);
-    let batches = |worker: usize, step: u64| {
-        let sampler = SamplerOptions {
-            // Workers draw different clips.
-            seed: options.seed + 1000 * worker as u64,
-            image_steps: options.image_steps * count as u64,
-            simple_steps: options.simple_steps * count as u64,
-            clip_share: options.clip_share,
-            batch_tokens: options.batch_tokens / count as i64,
-            device: options.device,
-        };
-        Ok(Sampler::new(sampler, vae::load(&options.vae, options.device)?, step))
-    };
-    trainer::run(&plan, (&sources, &blueprint), count, batches, |step| {
+    let save = |step| {
         folder::write(options, &blueprint, &sources)?;
-        sheet(options, step)
-    })
+        if options.sheets { sheet(options, step) } else { Ok(()) }
+    };
+    let tokenizer = &blueprint.tokenizer;
+    match makers(options.device) {
+        0 => {
+            let batches =
+                |worker, step| sampler(options, tokenizer, (worker, count), (count, step));
+            trainer::run(&plan, (&sources, &blueprint), count, batches, save)
+        }
+        makers => {
+            let batches = |worker, step: u64| {
+                let lanes = (0..makers)
+                    .map(|maker| {
+                        let place = (worker * makers + maker, count * makers);
+                        let mut sampler = sampler(options, tokenizer, place, (count, step))?;
+                        Ok(move |number| sampler.batch(number))
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                Ok(Ahead::new(lanes, step))
+            };
+            ensure!(count == 1, "--workers: found {count}, expected 1 on a GPU");
+            trainer::run(&plan, (&sources, &blueprint), count, batches, save)
+        }
+    }
+}
+
+/// The number `place.0` of `place.1` samplers, for `workers` workers, that begins at `step`.
+fn sampler(
+    options: &DitOptions,
+    tokenizer: &Path,
+    place: (usize, usize),
+    (workers, step): (usize, u64),
+) -> Result<Sampler> {
+    let on_gpu = options.device != Device::Cpu;
+    let sampler = SamplerOptions {
+        // Samplers draw different clips.
+        seed: options.seed + 1000 * place.0 as u64,
+        image_steps: options.image_steps * workers as u64,
+        simple_steps: options.simple_steps * workers as u64,
+        clip_share: options.clip_share,
+        batch_tokens: options.batch_tokens / workers as i64,
+        max_sequence_length: MAX_SEQUENCE_LENGTH,
+        device: options.device,
+        // A GPU is hardly filled by one clip.
+        at_once: if on_gpu { 8 } else { 1 },
+        makers: place.1 / workers,
+    };
+    let tokenizer = PromptTokenizer::from_folder(tokenizer)?;
+    Ok(Sampler::new(sampler, vae::load(&options.vae, options.device)?, tokenizer, step))
 }
 
 fn write_tokenizer(path: &Path) -> Result<PromptTokenizer> {

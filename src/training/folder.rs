@@ -38,9 +38,9 @@ pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sourc
 
 /// `_dit` says what the model is at home with; diffusers ignores keys that begin with an underscore.
 fn model_index(learnt_guidance_scale: f64) -> Value {
-    // With guidance learnt, eight steps are as good as twelve (models/TRAINING.md).
+    // With guidance learnt, five steps are as good as eight (models/TRAINING.md).
     let (num_inference_steps, guidance_scale) =
-        if learnt_guidance_scale > 1.0 { (8, 1.0) } else { (12, 2.0) };
+        if learnt_guidance_scale > 1.0 { (5, 1.0) } else { (12, 2.0) };
     json!({
         "_class_name": "WanPipeline",
         "boundary_ratio": null,

@@ -2,6 +2,7 @@
 //! The trainer: the world it learns, its captions and judge, the optimiser, and the loops that train the structs
 //! inference uses.
 
+mod ahead;
 mod attribute_head;
 pub mod bank;
 mod batch;

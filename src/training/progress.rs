@@ -53,7 +53,7 @@ impl Progress {
         if !self.terminal && self.last_line.get().elapsed() >= LINE_EVERY {
             self.last_line.set(Instant::now());
             let rate = (step - self.first) as f64 / self.started.elapsed().as_secs_f64();
-            let left = (self.total - step) as f64 / rate.max(1e-9) / 60.0;
+            let left = self.total.saturating_sub(step) as f64 / rate.max(1e-9) / 60.0;
             eprintln!("step {step}/{} ({rate:.2}/s, {left:.0} min left): {text}", self.total);
         }
     }

@@ -6,12 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
+use super::ahead::Ahead;
 use super::attribute_head::AttributeHead;
-use super::batch::Batch;
+use super::batch::{Batch, Captions};
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use crate::models::tokenizer::PromptTokenizer;
@@ -55,7 +57,8 @@ pub struct Models {
     transformer: WanTransformer3DModel,
     text_encoder: UMT5EncoderModel,
     attribute_head: Option<AttributeHead>,
-    tokenizer: PromptTokenizer,
+    /// One caption that says nothing.
+    nothing: Captions,
     max_sequence_length: i64,
     predicts_sample: bool,
     guidance_scale: f64,
@@ -63,26 +66,11 @@ pub struct Models {
 }
 
 impl Models {
-    /// Prompts to embeddings `[B, max_sequence_length, text_dim]`, zero after the last token.
-    fn embed(&self, prompts: &[String]) -> Result<Tensor> {
-        let longest = self.max_sequence_length as usize;
-        let tokens: Vec<_> = prompts
-            .iter()
-            .map(|prompt| self.tokenizer.encode(prompt, longest))
-            .collect::<Result<_, _>>()?;
-        let length = tokens.iter().map(|t| t.len()).max().unwrap_or(1);
-        let (mut ids, mut mask) = (Vec::new(), Vec::new());
-        for tokens in &tokens {
-            let (row, row_mask) = tokens.padded(length);
-            ids.extend(row);
-            mask.extend(row_mask);
-        }
-        let shape = [prompts.len() as i64, length as i64];
-        let ids = Tensor::from_slice(&ids).view(shape).to_device(self.device);
-        let mask = Tensor::from_slice(&mask).view(shape).to_device(self.device);
-        let embeds =
-            self.text_encoder.forward(&ids, Some(&mask)) * mask.unsqueeze(-1).to_kind(Kind::Float);
-        Ok(embeds.constant_pad_nd([0, 0, 0, self.max_sequence_length - length as i64]))
+    /// Captions to embeddings `[B, max_sequence_length, text_dim]`, zero after the last token.
+    fn embed(&self, prompts: &Captions) -> Tensor {
+        let Captions { ids, mask, .. } = prompts;
+        let embeds = self.text_encoder.forward(ids, Some(mask)) * mask.unsqueeze(-1);
+        embeds.constant_pad_nd([0, 0, 0, self.max_sequence_length - ids.size()[1]])
     }
 
     /// The transformer's output, flow or clean latents, for noisy latents `[B, C, T, h, w]` at levels `[B, T]`; and its tokens
@@ -177,6 +165,8 @@ impl Sources {
     pub fn models(&self, blueprint: &Blueprint) -> Result<Models> {
         let Blueprint { max_sequence_length, predicts_sample, guidance_scale, device, .. } =
             *blueprint;
+        let tokenizer = PromptTokenizer::from_folder(&blueprint.tokenizer)?;
+        let nothing = Captions::new(&tokenizer, &[String::new()], max_sequence_length)?;
         Ok(Models {
             transformer: WanTransformer3DModel::new(
                 &self.transformer.weights(Kind::Float, device),
@@ -195,7 +185,7 @@ impl Sources {
                     AttributeHead::new(&head.weights(Kind::Float, device), dim, patch)
                 })
                 .transpose()?,
-            tokenizer: PromptTokenizer::from_folder(&blueprint.tokenizer)?,
+            nothing: nothing.to_device(device),
             max_sequence_length,
             predicts_sample,
             guidance_scale,
@@ -210,6 +200,8 @@ pub struct Plan {
     /// What the progress bar shows.
     pub name: &'static str,
     pub steps: u64,
+    /// Ends after this time instead, however many steps that are; the learning rate goes as if it were all of them.
+    pub seconds: Option<f64>,
     pub learning_rate: f64,
     /// Steps over which the learning rate goes up at first, and down to nothing at the end.
     pub warmup_steps: u64,
@@ -220,6 +212,26 @@ pub struct Plan {
     pub state: PathBuf,
     /// A state of another run, from whose weights this one starts.
     pub from: Option<PathBuf>,
+}
+
+/// How far a training is, in steps or in time.
+pub(super) struct Clock {
+    started: Instant,
+    steps: u64,
+    seconds: Option<f64>,
+}
+
+impl Clock {
+    /// Begins now.
+    pub fn new(steps: u64, seconds: Option<f64>) -> Self {
+        Self { started: Instant::now(), steps, seconds }
+    }
+
+    /// The step itself, or, where the time is given, the one that should have been reached by now.
+    pub fn at(&self, step: u64) -> u64 {
+        let elapsed = self.started.elapsed().as_secs_f64();
+        self.seconds.map_or(step, |seconds| (elapsed / seconds * self.steps as f64) as u64)
+    }
 }
 
 /// How many workers are meant: 0 for one a core, or one on a GPU.
@@ -234,7 +246,16 @@ pub fn worker_count(workers: usize, device: Device) -> usize {
 /// Where batches come from.
 pub(super) trait Batches: Send {
     /// The batch of that number.
-    fn batch(&mut self, number: u64) -> Batch;
+    ///
+    /// # Errors
+    /// What stands in the way of making it.
+    fn batch(&mut self, number: u64) -> Result<Batch>;
+}
+
+impl Batches for Ahead<Result<Batch>> {
+    fn batch(&mut self, number: u64) -> Result<Batch> {
+        self.take(number)?
+    }
 }
 
 /// Trains until the plan's end, resuming where its state says; `batches` makes the source of one worker, given its number
@@ -274,10 +295,13 @@ pub(super) fn run<B: Batches>(
         let progress =
             Progress::new(plan.name, plan.steps, optimiser.steps(), optimiser.parameter_count());
         let mut average: Option<Losses> = None;
-        while optimiser.steps() < plan.steps {
+        let clock = Clock::new(plan.steps, plan.seconds);
+        let mut done = clock.at(optimiser.steps()) >= plan.steps;
+        while !done {
             let step = optimiser.steps();
             let loss = crew.step(step)?;
-            let rate = trapezoid_schedule(step, plan.steps, plan.warmup_steps, plan.decay_steps)
+            let at = clock.at(step);
+            let rate = trapezoid_schedule(at, plan.steps, plan.warmup_steps, plan.decay_steps)
                 * plan.learning_rate;
             let norm = optimiser.step(rate);
             let [average, names, outline] = *average.insert(match average {
@@ -287,7 +311,8 @@ pub(super) fn run<B: Batches>(
             let figures =
                 [("loss", average), ("names", names), ("outline", outline), ("norm", norm)];
             progress.step(step + 1, &figures);
-            if (step + 1).is_multiple_of(plan.save_every) || step + 1 == plan.steps {
+            done = clock.at(step + 1) >= plan.steps;
+            if (step + 1).is_multiple_of(plan.save_every) || done {
                 optimiser.save(&plan.state)?;
                 optimiser.swap_averages();
                 tch::set_num_threads(threads);
@@ -316,15 +341,15 @@ struct Worker<B> {
 
 impl<B: Batches> Work for Worker<B> {
     fn work(&mut self, number: u64) -> Result<Losses> {
-        let batch = self.batches.batch(number);
+        let batch = self.batches.batch(number)?;
         let (loss, lesson) = self.loss(&batch)?;
-        let (mut total, mut losses) = (loss.shallow_clone(), [loss.double_value(&[]), 0.0, 0.0]);
-        for (at, part) in lesson.iter().flatten().enumerate() {
-            total += part * LESSON[at];
-            losses[at + 1] = part.double_value(&[]);
-        }
+        let beside = lesson.iter().flatten().zip(LESSON).map(|(part, weight)| part * weight);
+        let total = beside.fold(loss.shallow_clone(), |total, part| total + part);
         (total * self.share).backward();
-        Ok(losses)
+        // Only now, as a GPU works on while nobody asks for numbers.
+        let [names, outline] =
+            lesson.map_or([0.0; 2], |parts| parts.map(|part| part.double_value(&[])));
+        Ok([loss.double_value(&[]), names, outline])
     }
 }
 
@@ -378,7 +403,7 @@ impl<B> Worker<B> {
         let noised = Noised::new(batch);
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
-        let embeds = self.models.embed(&batch.captions)?;
+        let embeds = self.models.embed(&batch.captions);
         let (predicted, tokens) =
             self.models.predict(&noised.latents, &noised.levels, &embeds, batch.pattern)?;
         let predicted = predicted.narrow(2, noised.before, s[2]);
@@ -403,14 +428,14 @@ impl<B> Worker<B> {
     fn guidance(&self, batch: &Batch, noised: &Noised, predicted: &Tensor) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let s = batch.latents.size();
-        let none = self.models.embed(&vec![String::new(); batch.captions.len()])?;
+        let none = self.models.embed(&self.models.nothing);
+        let none = none.expand([s[0], -1, -1], false);
         let (negative, _) =
             self.models.predict(&noised.latents, &noised.levels, &none, batch.pattern)?;
         // Where something else is shown, what no caption makes of it is no measure.
-        let said = batch.captions.iter().zip(&batch.shown_otherwise);
-        let said: Vec<f32> = said
-            .map(|(caption, otherwise)| f32::from(u8::from(!caption.is_empty() && !otherwise)))
-            .collect();
+        let said = batch.captions.empty.iter().zip(&batch.shown_otherwise);
+        let said: Vec<f32> =
+            said.map(|(empty, otherwise)| f32::from(u8::from(!empty && !otherwise))).collect();
         let said = Tensor::from_slice(&said).to_device(self.models.device).view([-1, 1, 1, 1, 1]);
         let share = 1.0 - 1.0 / self.models.guidance_scale;
         Ok((predicted - negative.narrow(2, noised.before, s[2])) * said * share)
@@ -500,7 +525,7 @@ mod tests {
     struct Nothing;
 
     impl Batches for Nothing {
-        fn batch(&mut self, _: u64) -> Batch {
+        fn batch(&mut self, _: u64) -> Result<Batch> {
             unreachable!("no test asks for a batch")
         }
     }
@@ -524,6 +549,10 @@ mod tests {
         let worker = Worker { models, batches: Nothing, share: 1.0 };
         let pattern = AttentionPattern::NextBlock { block_latent_frames: 1 };
         let latents = torch_noise(1, &[3, 48, 3, 4, 4]);
+        let tokenizer = PromptTokenizer::from_folder(&blueprint.tokenizer).unwrap();
+        let captions = |captions: [&str; 3]| {
+            Captions::new(&tokenizer, &captions.map(String::from), 64).unwrap()
+        };
         let batch = Batch {
             shown: latents.shallow_clone(),
             shown_otherwise: vec![false, false, true],
@@ -531,21 +560,20 @@ mod tests {
             weights: Tensor::ones([3, 1, 3, 4, 4], (Kind::Float, Device::Cpu)),
             levels: Tensor::from_slice(&[0.0f32, 0.7, 0.5, 0.9, 0.3, 1.0, 0.4, 0.6, 0.8])
                 .view([3, 3]),
-            captions: vec!["a red circle over the sea".into(), String::new(), "a star".into()],
+            captions: captions(["a red circle over the sea", "", "a star"]),
             truth: None,
             pattern,
         };
         let _no_grad = tch::no_grad_guard();
         let noised = Noised::new(&batch);
         assert_eq!((noised.before, noised.latents.size()[2]), (2, 5));
-        let predict = |captions: &[String]| {
-            let embeds = worker.models.embed(captions).unwrap();
+        let predict = |captions: &Captions| {
+            let embeds = worker.models.embed(captions);
             let (predicted, _) =
                 worker.models.predict(&noised.latents, &noised.levels, &embeds, pattern).unwrap();
             predicted.narrow(2, 2, 3)
         };
-        let (positive, negative) =
-            (predict(&batch.captions), predict(&[const { String::new() }; 3]));
+        let (positive, negative) = (predict(&batch.captions), predict(&captions([""; 3])));
         let guidance = worker.guidance(&batch, &noised, &positive).unwrap();
         let expected = (&positive - &negative) * 0.75;
         let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
+use super::ahead::{Ahead, makers};
 use super::emphasis;
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use super::sheet;
-use super::trainer::{Crew, Losses, Work, worker_count};
+use super::trainer::{Clock, Crew, Losses, Work, worker_count};
 use super::world::{Scene, Split};
 use crate::models::autoencoder_kl_wan::{
     AutoencoderKLWan, AutoencoderKLWanConfig, DiagonalGaussian,
@@ -24,7 +25,11 @@ use crate::weights::{Checkpoint, Parameters, Source, safetensors};
 pub struct VaeOptions {
     /// Folder for the state, the sheets and the finished `vae/`.
     pub out: PathBuf,
+    /// A finished `vae/` folder from whose weights to start.
+    pub from: Option<PathBuf>,
     pub steps: u64,
+    /// Ends after this time instead, however many steps that are.
+    pub seconds: Option<f64>,
     /// Steps on single frames before clips come in.
     pub image_steps: u64,
     pub learning_rate: f64,
@@ -75,15 +80,20 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     tch::manual_seed(options.seed as i64);
     let mut config = default_config();
-    let source = Source::Trainable(Parameters::default());
+    let source = Source::Trainable(match &options.from {
+        Some(folder) => {
+            Parameters::starting_from(Checkpoint::open(folder, "diffusion_pytorch_model")?)
+        }
+        None => Parameters::default(),
+    });
     let model = || AutoencoderKLWan::new(&source.weights(Kind::Float, options.device), &config);
     let vae = model()?;
     let workers = worker_count(options.workers, options.device);
-    let crew = (0..workers)
-        .map(|_| Ok(Worker { vae: model()?, options, count: workers as u64 }))
-        .collect::<Result<Vec<_>>>()?;
+    let crew = (0..workers).map(|_| model()).collect::<Result<Vec<_>, _>>()?;
     let Source::Trainable(parameters) = &source else { unreachable!("made trainable above") };
-    quiet_posterior(parameters, config.z_dim);
+    if options.from.is_none() {
+        quiet_posterior(parameters, config.z_dim);
+    }
     let mut optimiser =
         AdamW::new(parameters.named(), Hyper { ema_decay: 0.998, ..Hyper::default() });
     let state = options.out.join("vae-state.safetensors");
@@ -91,6 +101,18 @@ pub fn train(options: &VaeOptions) -> Result<()> {
         optimiser.resume(&state)?;
     }
     optimiser.set_threads(workers);
+    let crew = (0..)
+        .zip(crew)
+        .map(|(number, vae)| {
+            let count = workers as u64;
+            Worker {
+                vae,
+                options,
+                count,
+                ahead: ahead(options, optimiser.steps() * count + number, count),
+            }
+        })
+        .collect();
     let progress =
         Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count());
     let threads = tch::get_num_threads();
@@ -99,17 +121,20 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     tch::set_num_threads(alone);
     std::thread::scope(|scope| {
         let crew = Crew::start(scope, crew);
-        while optimiser.steps() < options.steps {
+        let clock = Clock::new(options.steps, options.seconds);
+        let mut done = clock.at(optimiser.steps()) >= options.steps;
+        while !done {
             let step = optimiser.steps();
-            if step == options.image_steps {
+            if step > 0 && step == options.image_steps {
                 inflate(parameters);
                 optimiser.restart_averages();
             }
             let [loss, ..] = crew.step(step)?;
-            let rate = trapezoid_schedule(step, options.steps, 100, options.decay_steps);
+            let rate = trapezoid_schedule(clock.at(step), options.steps, 100, options.decay_steps);
             let norm = optimiser.step(rate * options.learning_rate);
             progress.step(step + 1, &[("loss", loss), ("norm", norm)]);
-            if (step + 1).is_multiple_of(options.save_every) || step + 1 == options.steps {
+            done = clock.at(step + 1) >= options.steps;
+            if (step + 1).is_multiple_of(options.save_every) || done {
                 optimiser.save(&state)?;
                 optimiser.swap_averages();
                 tch::set_num_threads(threads);
@@ -189,13 +214,29 @@ struct Worker<'a> {
     options: &'a VaeOptions,
     /// Workers in all: each has its share of every step.
     count: u64,
+    /// Where batches are drawn by other threads.
+    ahead: Option<Ahead<(Tensor, Tensor)>>,
+}
+
+/// On a GPU, threads that draw batches `first` and following.
+fn ahead(options: &VaeOptions, first: u64, count: u64) -> Option<Ahead<(Tensor, Tensor)>> {
+    // Several workers would each want every so many-th batch.
+    let makers = if count == 1 { makers(options.device) } else { 0 };
+    let maker = || {
+        let options = options.clone();
+        move |number: u64| batch(number, number < options.image_steps, &options)
+    };
+    (makers > 0).then(|| Ahead::new((0..makers).map(|_| maker()).collect(), first))
 }
 
 impl Work for Worker<'_> {
     fn work(&mut self, number: u64) -> Result<Losses> {
         // Batches are counted over all workers, steps are not.
         let images = number < self.options.image_steps * self.count;
-        let (video, weights) = batch(number, images, self.options);
+        let (video, weights) = match &mut self.ahead {
+            Some(ahead) => ahead.take(number)?,
+            None => batch(number, images, self.options),
+        };
         let loss = loss(&self.vae, (&video, &weights), self.options.kl_weight);
         (&loss / self.count as f64).backward();
         Ok([loss.double_value(&[]), 0.0, 0.0])

@@ -22,7 +22,8 @@ impl WanRmsNorm {
     pub fn new(w: &Weights, channels: i64, trailing: usize) -> Result<Self> {
         let mut shape = vec![channels];
         shape.resize(1 + trailing, 1);
-        let gamma = w.get("gamma", &shape, Init::Ones)?.view(-1);
+        // As it is: a view made here would not follow a parameter whose data the optimiser moves.
+        let gamma = w.get("gamma", &shape, Init::Ones)?;
         Ok(Self { gamma, channels })
     }
 

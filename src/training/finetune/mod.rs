@@ -9,13 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::bank::Shape;
-use super::batch::{Batch, Draws, NEXT, Task, towards};
+use super::batch::{Batch, Captions, Draws, NEXT, Task, towards};
 use super::folder::{copy_folder, trained_weights};
 use super::generate::{self, Sampling};
 use super::optim::Hyper;
 use super::sheet;
 use super::trainer::{self, Batches, Blueprint, Plan, Sources, worker_count};
 use crate::frames::file;
+use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::AttentionPattern;
 use crate::pipeline::{FolderInfo, Pipeline};
 use crate::torch::Precision;
@@ -99,6 +100,7 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
     let plan = Plan {
         name: "finetune",
         steps: options.steps,
+        seconds: None,
         learning_rate: options.learning_rate,
         warmup_steps: 20.min(options.steps / 10),
         decay_steps: options.steps / 4,
@@ -109,7 +111,7 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
     };
     let count = worker_count(options.workers, options.device);
     let batches =
-        |worker: usize, _: u64| Ok(ClipSampler::new(options, &info, &clips.buckets, worker, count));
+        |worker: usize, _: u64| ClipSampler::new(options, &info, &clips.buckets, worker, count);
     trainer::run(&plan, (&sources, &blueprint), count, batches, |step| {
         let finished = write(options, &info, &sources)?;
         let pipeline = Pipeline::load(&finished, options.device, Precision::F32, &mut |_, _| true)?;
@@ -228,6 +230,8 @@ fn sample(options: &FinetuneOptions, pipeline: &Pipeline, prompts: &[String]) ->
 struct ClipSampler {
     seed: u64,
     batch_tokens: i64,
+    tokenizer: PromptTokenizer,
+    max_sequence_length: i64,
     device: Device,
     shift: f64,
     /// Whether latent frames may have noise levels of their own.
@@ -247,7 +251,7 @@ impl ClipSampler {
         buckets: &Buckets,
         worker: usize,
         workers: usize,
-    ) -> Self {
+    ) -> Result<Self> {
         let shared = |entries: &Vec<Entry>| {
             let share = |e: &Entry| Entry {
                 latents: e.latents.shallow_clone(),
@@ -256,9 +260,11 @@ impl ClipSampler {
             };
             entries.iter().map(share).collect::<Vec<_>>()
         };
-        Self {
+        Ok(Self {
             seed: options.seed + 1000 * worker as u64,
             batch_tokens: options.batch_tokens / workers as i64,
+            tokenizer: PromptTokenizer::from_folder(&info.folder.join("tokenizer"))?,
+            max_sequence_length: info.native.max_sequence_length,
             device: options.device,
             shift: info.scheduler.shift(),
             each_frame: info.expand_timesteps,
@@ -267,7 +273,7 @@ impl ClipSampler {
             token_size: info.size_multiple(),
             buckets: buckets.iter().map(|(shape, entries)| (*shape, shared(entries))).collect(),
             pieces: buckets.values().map(Vec::len).sum(),
-        }
+        })
     }
 
     /// The bucket that a piece drawn from all of them is in.
@@ -284,7 +290,7 @@ impl ClipSampler {
 }
 
 impl Batches for ClipSampler {
-    fn batch(&mut self, number: u64) -> Batch {
+    fn batch(&mut self, number: u64) -> Result<Batch> {
         let mut draws = Draws::new(self.seed, number).with_shift(self.shift);
         let (shape, entries) = self.bucket(draws.next());
         let length = entries[0].latents.size()[1];
@@ -333,15 +339,16 @@ impl Batches for ClipSampler {
             _ => task.pattern(&mut draws),
         };
         let latents = Tensor::stack(&latents, 0);
-        Batch {
+        let captions = Captions::new(&self.tokenizer, &captions, self.max_sequence_length)?;
+        Ok(Batch {
             weights: latents.narrow(1, 0, 1).ones_like(),
             shown: Tensor::stack(&shown, 0),
             shown_otherwise,
             latents,
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.device),
-            captions,
+            captions: captions.to_device(self.device),
             truth: None,
             pattern,
-        }
+        })
     }
 }
