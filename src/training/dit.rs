@@ -125,19 +125,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
     };
     let sources =
         folder.map_or_else(|| Ok(Sources::fresh()), |from| Sources::starting_from(&from))?;
-    let plan = Plan {
-        name: "dit",
-        steps: options.steps,
-        seconds: options.seconds,
-        learning_rate: options.learning_rate,
-        warmup_steps: 300,
-        decay_steps: options.decay_steps,
-        save_every: options.save_every,
-        // Gradients of a few clips each are noisy: their squares are averaged over many of them.
-        hyper: Hyper { betas: (0.9, 0.99), ema_decay: 0.999, ..Hyper::default() },
-        state: options.out.join("dit-state.safetensors"),
-        from: state,
-    };
+    let plan = plan(options, state);
     let count = worker_count(options.workers, options.device);
     let save = |step| {
         folder::write(options, &blueprint, &sources)?;
@@ -164,6 +152,22 @@ pub fn train(options: &DitOptions) -> Result<()> {
             ensure!(count == 1, "--workers: found {count}, expected 1 on a GPU");
             trainer::run(&plan, (&sources, &blueprint), count, batches, save)
         }
+    }
+}
+
+fn plan(options: &DitOptions, from: Option<PathBuf>) -> Plan {
+    Plan {
+        name: "dit",
+        steps: options.steps,
+        seconds: options.seconds,
+        learning_rate: options.learning_rate,
+        warmup_steps: 300,
+        decay_steps: options.decay_steps,
+        save_every: options.save_every,
+        // Gradients of a few clips each are noisy: their squares are averaged over many of them.
+        hyper: Hyper { betas: (0.9, 0.99), ema_decay: 0.999, ..Hyper::default() },
+        state: options.out.join("dit-state.safetensors"),
+        from,
     }
 }
 

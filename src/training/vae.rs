@@ -72,6 +72,9 @@ const CLIPS: [(i64, i64, i64); 6] =
 /// The same for the first phase: single frames show the spatial layers many more scenes in the same time.
 const IMAGES: [(i64, i64, i64); 4] = [(24, 1, 64), (24, 1, 64), (24, 1, 64), (6, 1, 128)];
 
+/// The file that a run resumes from.
+const STATE: &str = "vae-state.safetensors";
+
 /// Trains until `steps`, resuming whatever the folder holds, then writes `vae/` with measured latent statistics.
 ///
 /// # Errors
@@ -89,37 +92,50 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     let model = || AutoencoderKLWan::new(&source.weights(Kind::Float, options.device), &config);
     let vae = model()?;
     let workers = worker_count(options.workers, options.device);
-    let crew = (0..workers).map(|_| model()).collect::<Result<Vec<_>, _>>()?;
+    let models = (0..workers).map(|_| model()).collect::<Result<Vec<_>, _>>()?;
     let Source::Trainable(parameters) = &source else { unreachable!("made trainable above") };
     if options.from.is_none() {
         quiet_posterior(parameters, config.z_dim);
     }
     let mut optimiser =
         AdamW::new(parameters.named(), Hyper { ema_decay: 0.998, ..Hyper::default() });
-    let state = options.out.join("vae-state.safetensors");
+    let state = options.out.join(STATE);
     if state.exists() {
         optimiser.resume(&state)?;
     }
     optimiser.set_threads(workers);
-    let crew = (0..)
-        .zip(crew)
-        .map(|(number, vae)| {
-            let count = workers as u64;
-            Worker {
-                vae,
-                options,
-                count,
-                ahead: ahead(options, optimiser.steps() * count + number, count),
-            }
-        })
-        .collect();
     let progress =
         Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count());
+    steps(options, (&vae, models), parameters, &mut optimiser, &progress)?;
+    optimiser.swap_averages();
+    let (mean, std) = latent_statistics(&vae, options.device);
+    config.latents_mean = vec![mean; config.z_dim as usize];
+    config.latents_std = vec![std; config.z_dim as usize];
+    write_folder(&options.out.join("vae"), &config, parameters)?;
+    progress.note(&format!("wrote vae/ (latents: mean {mean:.4}, std {std:.4})"));
+    optimiser.swap_averages();
+    Ok(())
+}
+
+/// Trains models that share their parameters, a worker each, and shows what `vae`, one more of them, makes of it.
+fn steps(
+    options: &VaeOptions,
+    (vae, models): (&AutoencoderKLWan, Vec<AutoencoderKLWan>),
+    parameters: &Parameters,
+    optimiser: &mut AdamW,
+    progress: &Progress,
+) -> Result<()> {
+    let count = models.len() as u64;
+    let first = optimiser.steps() * count;
+    let crew = (first..)
+        .zip(models)
+        .map(|(first, vae)| Worker { vae, options, count, ahead: ahead(options, first, count) })
+        .collect();
     let threads = tch::get_num_threads();
     // As in `trainer::run`: each worker computes alone.
-    let alone = if workers > 1 { 1 } else { threads };
+    let alone = if count > 1 { 1 } else { threads };
     tch::set_num_threads(alone);
-    std::thread::scope(|scope| {
+    let outcome = std::thread::scope(|scope| {
         let crew = Crew::start(scope, crew);
         let clock = Clock::new(options.steps, options.seconds);
         let mut done = clock.at(optimiser.steps()) >= options.steps;
@@ -135,26 +151,19 @@ pub fn train(options: &VaeOptions) -> Result<()> {
             progress.step(step + 1, &[("loss", loss), ("norm", norm)]);
             done = clock.at(step + 1) >= options.steps;
             if (step + 1).is_multiple_of(options.save_every) || done {
-                optimiser.save(&state)?;
+                optimiser.save(&options.out.join(STATE))?;
                 optimiser.swap_averages();
                 tch::set_num_threads(threads);
-                let psnr = reconstruct(&vae, step + 1 < options.image_steps, options)?;
+                let psnr = reconstruct(vae, step + 1 < options.image_steps, options)?;
                 tch::set_num_threads(alone);
                 optimiser.swap_averages();
                 progress.note(&format!("step {}: PSNR {psnr:.2} dB on held-out clips", step + 1));
             }
         }
-        anyhow::Ok(())
-    })?;
+        Ok(())
+    });
     tch::set_num_threads(threads);
-    optimiser.swap_averages();
-    let (mean, std) = latent_statistics(&vae, options.device);
-    config.latents_mean = vec![mean; config.z_dim as usize];
-    config.latents_std = vec![std; config.z_dim as usize];
-    write_folder(&options.out.join("vae"), &config, parameters)?;
-    progress.note(&format!("wrote vae/ (latents: mean {mean:.4}, std {std:.4})"));
-    optimiser.swap_averages();
-    Ok(())
+    outcome
 }
 
 /// Loads a finished `vae/` folder for inference.
