@@ -67,7 +67,7 @@ struct VaeArgs {
     #[command(flatten)]
     common: Common,
     /// A finished `vae/` folder from whose weights to start, at once on clips.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "image_steps")]
     from: Option<PathBuf>,
     #[arg(long, default_value_t = 6000)]
     steps: u64,

@@ -100,6 +100,9 @@ pub fn text_encoder_config(vocab_size: i64) -> Umt5Config {
 pub fn train(options: &DitOptions) -> Result<()> {
     let share = options.clip_share;
     ensure!((0.0..=1.0).contains(&share), "--clip-share: found {share}, expected 0 to 1");
+    let (heads, layers) = (options.num_attention_heads, options.num_layers);
+    ensure!(heads > 0, "--num-attention-heads: found {heads}, expected at least 1");
+    ensure!(layers > 0, "--num-layers: found {layers}, expected at least 1");
     let scale = options.guidance_scale;
     ensure!(
         scale.is_finite() && scale >= 1.0,

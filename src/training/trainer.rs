@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::ahead::Ahead;
@@ -223,8 +223,15 @@ pub(super) struct Clock {
 
 impl Clock {
     /// Begins now.
-    pub fn new(steps: u64, seconds: Option<f64>) -> Self {
-        Self { started: Instant::now(), steps, seconds }
+    ///
+    /// # Errors
+    /// When the time is not one.
+    pub fn new(steps: u64, seconds: Option<f64>) -> Result<Self> {
+        if let Some(found) = seconds {
+            let is_time = found.is_finite() && found > 0.0;
+            ensure!(is_time, "--seconds: found {found}, expected more than 0");
+        }
+        Ok(Self { started: Instant::now(), steps, seconds })
     }
 
     /// The step itself, or, where the time is given, the one that should have been reached by now.
@@ -295,7 +302,7 @@ pub(super) fn run<B: Batches>(
         let progress =
             Progress::new(plan.name, plan.steps, optimiser.steps(), optimiser.parameter_count());
         let mut average: Option<Losses> = None;
-        let clock = Clock::new(plan.steps, plan.seconds);
+        let clock = Clock::new(plan.steps, plan.seconds)?;
         let mut done = clock.at(optimiser.steps()) >= plan.steps;
         while !done {
             let step = optimiser.steps();
@@ -521,6 +528,17 @@ impl Crew {
 mod tests {
     use super::*;
     use crate::pipeline::{FolderInfo, torch_noise};
+
+    #[test]
+    fn only_a_time_ends_a_training_in_time() {
+        assert_eq!(Clock::new(8, None).unwrap().at(3), 3);
+        assert!(Clock::new(8, Some(1e-9)).unwrap().at(3) > 8);
+        assert_eq!(Clock::new(8, Some(1e9)).unwrap().at(3), 0);
+        for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let error = Clock::new(8, Some(wrong)).err().unwrap().to_string();
+            assert!(error.starts_with("--seconds: found"), "{error}");
+        }
+    }
 
     struct Nothing;
 

@@ -137,7 +137,7 @@ fn steps(
     tch::set_num_threads(alone);
     let outcome = std::thread::scope(|scope| {
         let crew = Crew::start(scope, crew);
-        let clock = Clock::new(options.steps, options.seconds);
+        let clock = Clock::new(options.steps, options.seconds)?;
         let mut done = clock.at(optimiser.steps()) >= options.steps;
         while !done {
             let step = optimiser.steps();
