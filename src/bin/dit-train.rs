@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use gstdit::training::eval::scaling;
 use gstdit::training::generate::Sampling;
-use gstdit::training::world::export;
+use gstdit::training::world::{export, word};
 use gstdit::training::{dit, eval, finetune, vae};
 
 /// Trains and measures latent video diffusion models; a training goes on where it stopped.
@@ -69,6 +69,13 @@ struct VaeArgs {
     /// A finished `vae/` folder from whose weights to start, at once on clips.
     #[arg(long, conflicts_with = "image_steps")]
     from: Option<PathBuf>,
+    /// A finished pipeline folder whose decoder alone to teach, also on what its transformer makes of noised latents; these
+    /// keep their meaning, so that the new `vae/` may take the old one's place.
+    #[arg(long, conflicts_with_all = ["from", "image_steps", "kl_weight"])]
+    decoder_of: Option<PathBuf>,
+    /// A word of the drawn world, such as "star", that every second clip is to show; give it again for one of several.
+    #[arg(long, value_parser = word)]
+    favour: Vec<&'static str>,
     #[arg(long, default_value_t = 6000)]
     steps: u64,
     /// End after this time, however many steps that are; the learning rate goes as if it were all of them.
@@ -101,8 +108,13 @@ impl VaeArgs {
         vae::train(&vae::VaeOptions {
             device: self.common.prepare()?,
             out: self.common.out,
-            image_steps: if self.from.is_some() { 0 } else { self.image_steps },
+            image_steps: match self.from.as_ref().or(self.decoder_of.as_ref()) {
+                Some(_) => 0,
+                None => self.image_steps,
+            },
             from: self.from,
+            decoder_of: self.decoder_of,
+            favoured: self.favour,
             steps: self.steps,
             seconds: self.seconds,
             learning_rate: self.learning_rate,

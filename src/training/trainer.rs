@@ -4,16 +4,15 @@
 //! trained, and where batches come from.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::Scope;
-use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
 use super::ahead::Ahead;
 use super::attribute_head::AttributeHead;
 use super::batch::{Batch, Captions};
+use super::clock::Clock;
+use super::crew::{Crew, Losses, Work};
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use crate::models::tokenizer::PromptTokenizer;
@@ -23,7 +22,6 @@ use crate::models::transformer_wan::{
 };
 use crate::models::umt5::{UMT5EncoderModel, Umt5Config};
 use crate::nn::attention::KvAccess;
-use crate::torch;
 use crate::weights::{Checkpoint, Parameters, Source};
 
 /// Below this noise level the loss counts errors of clean latents as if at it.
@@ -212,42 +210,6 @@ pub struct Plan {
     pub state: PathBuf,
     /// A state of another run, from whose weights this one starts.
     pub from: Option<PathBuf>,
-}
-
-/// How far a training is, in steps or in time.
-pub(super) struct Clock {
-    started: Instant,
-    steps: u64,
-    seconds: Option<f64>,
-}
-
-impl Clock {
-    /// Begins now.
-    ///
-    /// # Errors
-    /// When the time is not one.
-    pub fn new(steps: u64, seconds: Option<f64>) -> Result<Self> {
-        if let Some(found) = seconds {
-            let is_time = found.is_finite() && found > 0.0;
-            ensure!(is_time, "--seconds: found {found}, expected more than 0");
-        }
-        Ok(Self { started: Instant::now(), steps, seconds })
-    }
-
-    /// The step itself, or, where the time is given, the one that should have been reached by now.
-    pub fn at(&self, step: u64) -> u64 {
-        let elapsed = self.started.elapsed().as_secs_f64();
-        self.seconds.map_or(step, |seconds| (elapsed / seconds * self.steps as f64) as u64)
-    }
-}
-
-/// How many workers are meant: 0 for one a core, or one on a GPU.
-pub fn worker_count(workers: usize, device: Device) -> usize {
-    match (workers, device) {
-        (0, Device::Cpu) => tch::get_num_threads().max(1) as usize,
-        (0, _) => 1,
-        (count, _) => count,
-    }
 }
 
 /// Where batches come from.
@@ -462,83 +424,10 @@ impl<B> Worker<B> {
     }
 }
 
-/// The loss, and those of the lesson beside it, naming and outlining, where there is one.
-pub(super) type Losses = [f64; 3];
-
-/// A share of every step.
-pub(super) trait Work: Send {
-    /// Adds the gradients of the batch of that number to the parameters', and returns its losses.
-    ///
-    /// # Errors
-    /// What stands in the way of that.
-    fn work(&mut self, number: u64) -> Result<Losses>;
-}
-
-/// Workers on threads of their own. Models this small leave most of a core idle when their operations are split
-/// over several; batches in parallel do not.
-pub(super) struct Crew {
-    orders: Vec<Sender<u64>>,
-    losses: Receiver<Result<Losses>>,
-}
-
-impl Crew {
-    pub fn start<'scope>(
-        scope: &'scope Scope<'scope, '_>,
-        workers: Vec<impl Work + 'scope>,
-    ) -> Self {
-        let (report, losses) = channel();
-        let orders = workers
-            .into_iter()
-            .map(|mut worker| {
-                let (order, orders) = channel();
-                let report = report.clone();
-                scope.spawn(move || {
-                    torch::flush_denormals();
-                    while let Ok(number) = orders.recv() {
-                        if report.send(worker.work(number)).is_err() {
-                            return;
-                        }
-                    }
-                });
-                order
-            })
-            .collect();
-        Self { orders, losses }
-    }
-
-    /// Lets every worker add the gradients of one batch; returns the mean losses.
-    ///
-    /// # Errors
-    /// Those of the workers.
-    pub fn step(&self, step: u64) -> Result<Losses> {
-        let count = self.orders.len() as u64;
-        for (worker, order) in (0..).zip(&self.orders) {
-            order.send(step * count + worker).context("a training thread has ended")?;
-        }
-        let mut sum = Losses::default();
-        for _ in &self.orders {
-            let losses = self.losses.recv().context("a training thread has ended")??;
-            sum = std::array::from_fn(|i| sum[i] + losses[i] / count as f64);
-        }
-        Ok(sum)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pipeline::{FolderInfo, torch_noise};
-
-    #[test]
-    fn only_a_time_ends_a_training_in_time() {
-        assert_eq!(Clock::new(8, None).unwrap().at(3), 3);
-        assert!(Clock::new(8, Some(1e-9)).unwrap().at(3) > 8);
-        assert_eq!(Clock::new(8, Some(1e9)).unwrap().at(3), 0);
-        for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let error = Clock::new(8, Some(wrong)).err().unwrap().to_string();
-            assert!(error.starts_with("--seconds: found"), "{error}");
-        }
-    }
 
     struct Nothing;
 

@@ -8,11 +8,13 @@ use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::ahead::{Ahead, makers};
+use super::clock::Clock;
+use super::crew::{Crew, Losses, Work, worker_count};
 use super::emphasis;
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
+use super::redraw::Redrawer;
 use super::sheet;
-use super::trainer::{Clock, Crew, Losses, Work, worker_count};
 use super::world::{Scene, Split};
 use crate::models::autoencoder_kl_wan::{
     AutoencoderKLWan, AutoencoderKLWanConfig, DiagonalGaussian,
@@ -27,6 +29,11 @@ pub struct VaeOptions {
     pub out: PathBuf,
     /// A finished `vae/` folder from whose weights to start.
     pub from: Option<PathBuf>,
+    /// A finished pipeline folder whose decoder alone is taught, on latents of its encoder and on what its transformer
+    /// makes of these: latents keep their meaning.
+    pub decoder_of: Option<PathBuf>,
+    /// Words of the world that every second clip shows one of.
+    pub favoured: Vec<&'static str>,
     pub steps: u64,
     /// Ends after this time instead, however many steps that are.
     pub seconds: Option<f64>,
@@ -82,8 +89,12 @@ const STATE: &str = "vae-state.safetensors";
 pub fn train(options: &VaeOptions) -> Result<()> {
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     tch::manual_seed(options.seed as i64);
-    let mut config = default_config();
-    let source = Source::Trainable(match &options.from {
+    let pretrained = options.decoder_of.as_ref().map(|folder| folder.join("vae"));
+    let mut config = match &pretrained {
+        Some(folder) => read_config(folder)?,
+        None => default_config(),
+    };
+    let source = Source::Trainable(match pretrained.as_ref().or(options.from.as_ref()) {
         Some(folder) => {
             Parameters::starting_from(Checkpoint::open(folder, "diffusion_pytorch_model")?)
         }
@@ -94,11 +105,12 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     let workers = worker_count(options.workers, options.device);
     let models = (0..workers).map(|_| model()).collect::<Result<Vec<_>, _>>()?;
     let Source::Trainable(parameters) = &source else { unreachable!("made trainable above") };
-    if options.from.is_none() {
+    if pretrained.is_none() && options.from.is_none() {
         quiet_posterior(parameters, config.z_dim);
     }
-    let mut optimiser =
-        AdamW::new(parameters.named(), Hyper { ema_decay: 0.998, ..Hyper::default() });
+    let trained = |(name, _): &(String, Tensor)| pretrained.is_none() || is_decoders(name);
+    let trained = parameters.named().into_iter().filter(trained).collect();
+    let mut optimiser = AdamW::new(trained, Hyper { ema_decay: 0.998, ..Hyper::default() });
     let state = options.out.join(STATE);
     if state.exists() {
         optimiser.resume(&state)?;
@@ -108,11 +120,14 @@ pub fn train(options: &VaeOptions) -> Result<()> {
         Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count());
     steps(options, (&vae, models), parameters, &mut optimiser, &progress)?;
     optimiser.swap_averages();
-    let (mean, std) = latent_statistics(&vae, options.device);
-    config.latents_mean = vec![mean; config.z_dim as usize];
-    config.latents_std = vec![std; config.z_dim as usize];
+    if pretrained.is_none() {
+        let (mean, std) = latent_statistics(&vae, options.device);
+        config.latents_mean = vec![mean; config.z_dim as usize];
+        config.latents_std = vec![std; config.z_dim as usize];
+        progress.note(&format!("latents: mean {mean:.4}, std {std:.4}"));
+    }
     write_folder(&options.out.join("vae"), &config, parameters)?;
-    progress.note(&format!("wrote vae/ (latents: mean {mean:.4}, std {std:.4})"));
+    progress.note("wrote vae/");
     optimiser.swap_averages();
     Ok(())
 }
@@ -129,8 +144,12 @@ fn steps(
     let first = optimiser.steps() * count;
     let crew = (first..)
         .zip(models)
-        .map(|(first, vae)| Worker { vae, options, count, ahead: ahead(options, first, count) })
-        .collect();
+        .map(|(first, vae)| {
+            let redrawer = options.decoder_of.as_ref();
+            let redrawer = redrawer.map(|folder| Redrawer::open(folder, options)).transpose()?;
+            Ok(Worker { vae, options, count, ahead: ahead(options, first, count), redrawer })
+        })
+        .collect::<Result<Vec<_>>>()?;
     let threads = tch::get_num_threads();
     // As in `trainer::run`: each worker computes alone.
     let alone = if count > 1 { 1 } else { threads };
@@ -171,14 +190,22 @@ fn steps(
 /// # Errors
 /// Those of reading a checkpoint.
 pub fn load(folder: &Path, device: Device) -> Result<AutoencoderKLWan> {
-    let path = folder.join("config.json");
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let config: AutoencoderKLWanConfig =
-        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let config = read_config(folder)?;
     let source = Source::frozen(Checkpoint::open(folder, "diffusion_pytorch_model")?);
     let vae = AutoencoderKLWan::new(&source.weights(Kind::Float, device), &config)?;
     source.check_all_used(|_| false)?;
     Ok(vae)
+}
+
+fn read_config(folder: &Path) -> Result<AutoencoderKLWanConfig> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// Whether a parameter has its place after the latents.
+fn is_decoders(name: &str) -> bool {
+    name.starts_with("decoder.") || name.starts_with("post_quant_conv.")
 }
 
 /// Starts with a narrow posterior: at a standard deviation of 1 the noise drowns faint channels, colour among
@@ -225,6 +252,8 @@ struct Worker<'a> {
     count: u64,
     /// Where batches are drawn by other threads.
     ahead: Option<Ahead<(Tensor, Tensor)>>,
+    /// Where the decoder alone is taught.
+    redrawer: Option<Redrawer>,
 }
 
 /// On a GPU, threads that draw batches `first` and following.
@@ -246,7 +275,14 @@ impl Work for Worker<'_> {
             Some(ahead) => ahead.take(number)?,
             None => batch(number, images, self.options),
         };
-        let loss = loss(&self.vae, (&video, &weights), self.options.kl_weight);
+        let loss = match &self.redrawer {
+            Some(redrawer) => {
+                let (latents, video, weights) = redrawer.lesson(number, (video, weights))?;
+                let decoded = self.vae.decode_unclamped(&latents, &mut FeatureCaches::default());
+                reconstruction(&(decoded - video), &weights)
+            }
+            None => loss(&self.vae, (&video, &weights), self.options.kl_weight),
+        };
         (&loss / self.count as f64).backward();
         Ok([loss.double_value(&[]), 0.0, 0.0])
     }
@@ -264,11 +300,15 @@ fn loss(vae: &AutoencoderKLWan, (video, weights): (&Tensor, &Tensor), kl_weight:
     let std = (&logvar * 0.5).exp();
     let sampled = &mean + std * mean.randn_like();
     let decoded = vae.decode_unclamped(&sampled, &mut FeatureCaches::default());
-    let difference = decoded - video;
+    let kl: Tensor = (mean.square() + logvar.exp() - 1.0 - logvar).mean(Kind::Float) * 0.5;
+    reconstruction(&(decoded - video), weights) + kl * kl_weight
+}
+
+/// The loss for errors `[B, 3, F, H, W]` with weights `[B, 1, F, H, W]`.
+fn reconstruction(difference: &Tensor, weights: &Tensor) -> Tensor {
     let each = difference.abs() + difference.square();
     let error = (each * weights).mean(Kind::Float) / weights.mean(Kind::Float);
-    let kl: Tensor = (mean.square() + logvar.exp() - 1.0 - logvar).mean(Kind::Float) * 0.5;
-    error + edges(&difference) * EDGE_WEIGHT + kl * kl_weight
+    error + edges(difference) * EDGE_WEIGHT
 }
 
 /// Mean absolute difference of horizontal and vertical neighbours in the error.
@@ -288,7 +328,7 @@ fn batch(step: u64, images: bool, options: &VaeOptions) -> (Tensor, Tensor) {
     let clips = (per_unit * options.batch / 8).max(1);
     let first = (options.seed << 32) + step * 64;
     let (videos, weights): (Vec<Tensor>, Vec<Tensor>) =
-        (0..clips as u64).map(|clip| crop(first + clip, frames, size)).unzip();
+        (0..clips as u64).map(|clip| crop(first + clip, frames, size, &options.favoured)).unzip();
     (
         Tensor::stack(&videos, 0).to_device(options.device),
         Tensor::stack(&weights, 0).to_device(options.device),
@@ -297,25 +337,38 @@ fn batch(step: u64, images: bool, options: &VaeOptions) -> (Tensor, Tensor) {
 
 /// `[3, F, size, size]` in [-1, 1] and its weights `[1, F, size, size]`: a window of clip `index`, at one of several scales
 /// and moments.
-fn crop(index: u64, frames: i64, size: i64) -> (Tensor, Tensor) {
-    let scene = Scene::from_index(index, Split::Train);
+fn crop(index: u64, frames: i64, size: i64, favoured: &[&'static str]) -> (Tensor, Tensor) {
+    let scene = Scene::favouring(index, Split::Train, favoured);
     let draw = |salt: u64, below: i64| {
         let mixed = (index ^ (salt << 17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         ((mixed >> 33) % below.max(1) as u64) as i64
     };
     let height = [96, 128, 128, 160][draw(1, 4) as usize].max(size);
     let width = height.max(size) + 16 * draw(2, 3);
-    let first = draw(3, 16);
-    let video = render(&scene, (width, height), frames, first);
+    let (video, weights) = weighed(&scene, (width, height), frames, draw(3, 16));
+    // Every second one lies as whole frames do on the grid of latents.
+    let grid = [1, 16][draw(6, 2) as usize];
+    let (top, left) = (draw(4, height - size + 1), draw(5, width - size + 1));
+    let cut = |video: &Tensor| {
+        video.narrow(2, top / grid * grid, size).narrow(3, left / grid * grid, size)
+    };
+    (cut(&video), cut(&weights))
+}
+
+/// `[3, F, H, W]` in [-1, 1] of frames `first` and following, and how much each pixel counts, `[1, F, H, W]`.
+pub(super) fn weighed(
+    scene: &Scene,
+    (width, height): (i64, i64),
+    frames: i64,
+    first: i64,
+) -> (Tensor, Tensor) {
     let mut weights = vec![1.0; (frames * height * width) as usize];
     for (frame, plane) in (0..).zip(weights.chunks_exact_mut((height * width) as usize)) {
         let seconds = (first + frame) as f64 / FRAME_RATE;
-        emphasis::mark(plane, width as usize, &scene, seconds, OBJECT_WEIGHT);
+        emphasis::mark(plane, width as usize, scene, seconds, OBJECT_WEIGHT);
     }
     let weights = Tensor::from_slice(&weights).view([1, frames, height, width]);
-    let (top, left) = (draw(4, height - size + 1), draw(5, width - size + 1));
-    let cut = |video: &Tensor| video.narrow(2, top, size).narrow(3, left, size);
-    (cut(&video), cut(&weights))
+    (render(scene, (width, height), frames, first), weights)
 }
 
 /// Frames a second of the clips that models are trained on.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::pixels::{difference, flicker};
-use super::score::Scores;
+use super::score::{Scores, Words};
 use super::{EvalOptions, prompt};
 use crate::pipeline::{Native, Pipeline, RgbFrame};
 use crate::training::generate::{self, Sampling};
@@ -99,6 +99,7 @@ pub(super) struct Kept {
 pub(super) struct Clips {
     /// Of canonical captions and of other wordings.
     pub by_wording: [Scores; 2],
+    pub words: Words,
     /// Levels of 255, means over the clips.
     pub flicker: f64,
     pub difference: f64,
@@ -144,6 +145,7 @@ pub(super) fn judged(options: &EvalOptions, subject: &Subject<'_>) -> Result<Cli
             answers[MOTION] = None;
         }
         let right = clips.by_wording[(index % 2) as usize].add(answers);
+        clips.words.add(&scene.attributes, &seen, answers);
         clips.flicker += flicker(&frames) / options.prompts as f64;
         clips.difference += mean_difference(&frames) / options.prompts as f64;
         let kept = || -> Result<Kept> {

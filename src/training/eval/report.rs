@@ -11,7 +11,11 @@ use tch::Tensor;
 use super::clips::{Clips, Kept};
 use super::{EvalOptions, Measured};
 use crate::torch;
+use crate::training::judge::ATTRIBUTES;
 use crate::training::sheet;
+
+/// Words in a table.
+const WEAKEST: usize = 4;
 
 /// Frames of each row of a contact sheet.
 const COLUMNS: i64 = 6;
@@ -98,6 +102,10 @@ fn table(truth: &Clips, models: &[Measured]) -> String {
     let wordings = |clips: &Clips| clips.by_wording.map(|scores| scores.all.cell()).join(", ");
     row("all: canonical caption, other words", each(wordings(truth), &|m| wordings(&m.clips)));
     row(
+        "least often right",
+        each(truth.words.weakest(WEAKEST), &|m| m.clips.words.weakest(WEAKEST)),
+    );
+    row(
         "flicker, levels of 255",
         each(format!("{:.2}", truth.flicker), &|m| format!("{:.2}", m.clips.flicker)),
     );
@@ -144,6 +152,7 @@ fn clips_json(clips: &Clips) -> Value {
     };
     json.insert("canonical".into(), clips.by_wording[0].json());
     json.insert("other_words".into(), clips.by_wording[1].json());
+    json.insert("words".into(), clips.words.json());
     json.insert("flicker".into(), json!(clips.flicker));
     json.insert("frame_difference".into(), json!(clips.difference));
     Value::Object(json)
@@ -182,19 +191,13 @@ fn model_json(model: &Measured, truth: &Clips) -> Value {
 
 /// A row of a contact sheet in words.
 fn kept_json(kept: &Kept) -> Value {
-    let word = |name: Option<&'static str>| name.unwrap_or("nothing");
-    let (wanted, seen) = (&kept.wanted, &kept.seen);
-    let pairs = [
-        ("colour", wanted.colour.name(), word(seen.colour.map(|v| v.name()))),
-        ("shape", wanted.shape.name(), word(seen.shape.map(|v| v.name()))),
-        ("motion", wanted.motion.name(), word(seen.motion.map(|v| v.name()))),
-        ("background", wanted.background.name(), word(seen.background.map(|v| v.name()))),
-        ("style", wanted.style.name(), word(seen.style.map(|v| v.name()))),
-    ];
-    let answers = kept.seen.compare(wanted);
-    let wrong = pairs.iter().zip(answers).filter(|(_, answer)| *answer == Some(false));
+    let Kept { prompt, wanted, seen, .. } = kept;
+    let pairs = wanted.names().into_iter().zip(seen.names());
+    let answers = seen.compare(wanted);
+    let wrong = ATTRIBUTES.iter().zip(pairs).zip(answers);
+    let wrong = wrong.filter(|(_, answer)| *answer == Some(false));
     let wrong: Vec<String> = wrong
-        .map(|((name, wanted, seen), _)| format!("{name}: wanted {wanted}, seen {seen}"))
+        .map(|((name, (wanted, seen)), _)| format!("{name}: wanted {wanted}, seen {seen}"))
         .collect();
-    json!({ "prompt": kept.prompt, "wrong": wrong })
+    json!({ "prompt": prompt, "wrong": wrong })
 }

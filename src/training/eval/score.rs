@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MPL-2.0
 //! Right answers and what they say about a model: accuracies with their intervals.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
-use crate::training::judge::ATTRIBUTES;
+use crate::training::judge::{ATTRIBUTES, Verdict};
+use crate::training::world::Attributes;
 
 /// Right answers out of those the judge decided.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -85,9 +88,81 @@ impl Scores {
     }
 }
 
+/// What was seen where a word was wanted, for every word of every attribute.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Words {
+    /// By attribute (a place in [`ATTRIBUTES`]) and wanted word: how often each word was seen.
+    seen: BTreeMap<(usize, &'static str), BTreeMap<&'static str, u64>>,
+}
+
+impl Words {
+    /// Adds one clip, as far as `answers` has its attributes judged.
+    pub fn add(
+        &mut self,
+        wanted: &Attributes,
+        verdict: &Verdict,
+        answers: [Option<bool>; ATTRIBUTES.len()],
+    ) {
+        let pairs = wanted.names().into_iter().zip(verdict.names());
+        for (at, (wanted, seen)) in pairs.enumerate().filter(|(at, _)| answers[*at].is_some()) {
+            *self.seen.entry((at, wanted)).or_default().entry(seen).or_default() += 1;
+        }
+    }
+
+    fn scores(&self) -> impl Iterator<Item = (usize, &'static str, Score)> + '_ {
+        self.seen.iter().map(|((at, word), seen)| {
+            let right = seen.get(word).copied().unwrap_or(0);
+            (*at, *word, Score { right, judged: seen.values().sum() })
+        })
+    }
+
+    /// The words that are least often right, as tables show them.
+    pub fn weakest(&self, count: usize) -> String {
+        let mut scores: Vec<(&str, Score)> =
+            self.scores().map(|(_, word, score)| (word, score)).collect();
+        scores.sort_by(|(_, a), (_, b)| a.interval().0.total_cmp(&b.interval().0));
+        let worst = scores.iter().take(count);
+        let worst = worst.map(|(word, s)| format!("{word} {} of {}", s.right, s.judged));
+        worst.collect::<Vec<_>>().join(", ")
+    }
+
+    /// By attribute and word: right answers, judged ones, and what was seen how often.
+    pub fn json(&self) -> Value {
+        let mut json = Map::new();
+        for (at, word, score) in self.scores() {
+            let of_attribute = json.entry(ATTRIBUTES[at]).or_insert_with(|| json!({}));
+            of_attribute[word] = json!({ "right": score.right, "judged": score.judged, "seen": self.seen[&(at, word)] });
+        }
+        Value::Object(json)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::world::{Scene, Split};
+
+    #[test]
+    fn words_tell_what_was_seen_instead() {
+        let wanted = Scene::from_index(0, Split::Any).attributes;
+        let mut verdict = Verdict {
+            colour: Some(wanted.colour),
+            shape: None,
+            motion: Some(wanted.motion),
+            background: Some(wanted.background),
+            style: Some(wanted.style),
+        };
+        let mut words = Words::default();
+        words.add(&wanted, &verdict, verdict.compare(&wanted));
+        verdict.shape = Some(wanted.shape);
+        words.add(&wanted, &verdict, [None, Some(true), None, None, None]);
+        let json = words.json();
+        let shape = &json["shape"][wanted.shape.name()];
+        assert_eq!((&shape["right"], &shape["judged"]), (&json!(1), &json!(2)));
+        assert_eq!(shape["seen"]["nothing"], json!(1));
+        assert_eq!(json["motion"][wanted.motion.name()]["judged"], json!(1));
+        assert_eq!(words.weakest(1), format!("{} 1 of 2", wanted.shape.name()));
+    }
 
     #[test]
     fn intervals_are_wilsons() {

@@ -10,11 +10,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::bank::Shape;
 use super::batch::{Batch, Captions, Draws, NEXT, Task, towards};
+use super::crew::worker_count;
 use super::folder::{copy_folder, trained_weights};
 use super::generate::{self, Sampling};
 use super::optim::Hyper;
 use super::sheet;
-use super::trainer::{self, Batches, Blueprint, Plan, Sources, worker_count};
+use super::trainer::{self, Batches, Blueprint, Plan, Sources};
 use crate::frames::file;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::AttentionPattern;

@@ -39,6 +39,19 @@ pub struct Verdict {
 pub const ATTRIBUTES: [&str; 5] = ["colour", "shape", "motion", "background", "style"];
 
 impl Verdict {
+    /// The canonical words in the order of [`ATTRIBUTES`], `nothing` where it cannot tell.
+    pub fn names(&self) -> [&'static str; 5] {
+        let Self { colour, shape, motion, background, style } = self;
+        let names = [
+            colour.map(Colour::name),
+            shape.map(Shape::name),
+            motion.map(Motion::name),
+            background.map(Background::name),
+            style.map(Style::name),
+        ];
+        names.map(|name| name.unwrap_or("nothing"))
+    }
+
     /// Whether each attribute is as it should be, in the order of [`ATTRIBUTES`]; `None` where the judge does
     /// not decide (the colour in 1920s film).
     pub fn compare(&self, wanted: &Attributes) -> [Option<bool>; 5] {

@@ -158,6 +158,12 @@ impl Attributes {
         number * Colour::ALL.len() as u64 + self.colour as u64
     }
 
+    /// The canonical words: colour, shape, motion, background, style.
+    pub fn names(&self) -> [&'static str; 5] {
+        let Self { colour, shape, motion, background, style } = self;
+        [colour.name(), shape.name(), motion.name(), background.name(), style.name()]
+    }
+
     /// Whether training must not see this combination (about one in twenty, by a fixed hash of its number).
     pub fn held_out(&self) -> bool {
         mix64(self.number() ^ 0x005e_ed0f_4e1d_0a7a).is_multiple_of(HELD_OUT_ONE_IN)
@@ -178,6 +184,25 @@ impl Attributes {
             style,
         }
     }
+}
+
+/// The world's own word of that spelling, as [`Attributes::names`] has it.
+///
+/// # Errors
+/// When there is none.
+pub fn word(text: &str) -> anyhow::Result<&'static str> {
+    let names = Colour::ALL.iter().map(|v| v.name());
+    names
+        .chain(Shape::ALL.iter().map(|v| v.name()))
+        .chain(Motion::ALL.iter().map(|v| v.name()))
+        .chain(Background::ALL.iter().map(|v| v.name()))
+        .chain(Style::ALL.iter().map(|v| v.name()))
+        .find(|name| *name == text)
+        .ok_or_else(|| {
+            anyhow::anyhow!(
+                "found \"{text}\", expected a colour, shape, motion, background or style of the drawn world, as in \"star\" or \"pixel art\""
+            )
+        })
 }
 
 /// Which combinations of attributes a scene may have.
@@ -248,6 +273,18 @@ impl Scene {
             }
         };
         Self::with_attributes(attributes, draws.next())
+    }
+
+    /// As [`Self::from_index`], but every second scene shows one of these words, where there are any.
+    pub fn favouring(index: u64, split: Split, words: &[&'static str]) -> Self {
+        let mut scene = Self::from_index(index, split);
+        let shows = |scene: &Self| scene.attributes.names().iter().any(|name| words.contains(name));
+        let mut other = index;
+        while index % 2 == 1 && !words.is_empty() && !shows(&scene) {
+            other = mix64(other);
+            scene = Self::from_index(other, split);
+        }
+        scene
     }
 
     /// A scene that shows these attributes; the seed decides all the rest.

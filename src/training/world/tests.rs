@@ -190,3 +190,19 @@ fn any_size_is_drawn() {
         assert!(scene.render(0, 8, 1, 0, 16.0).is_empty());
     }
 }
+
+#[test]
+fn every_second_scene_shows_a_favoured_word() {
+    let words = [word("star").unwrap(), word("pixel art").unwrap()];
+    let shows = |index: u64| {
+        let scene = Scene::favouring(index, Split::Train, &words);
+        assert!(!scene.attributes.held_out());
+        assert!(index % 2 == 1 || scene == Scene::from_index(index, Split::Train));
+        scene.attributes.names().iter().any(|name| words.contains(name))
+    };
+    assert!((0..100).all(|i| shows(2 * i + 1)));
+    let others = (0..100).filter(|i| shows(2 * i)).count();
+    assert!((10..50).contains(&others), "{others}");
+    assert_eq!(Scene::favouring(7, Split::Train, &[]), Scene::from_index(7, Split::Train));
+    assert!(word("hexagon").unwrap_err().to_string().contains("hexagon"));
+}
