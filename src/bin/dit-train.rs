@@ -159,6 +159,9 @@ struct DitArgs {
     /// Share of steps on clips after that, 0 to 1.
     #[arg(long, default_value_t = 0.7)]
     clip_share: f64,
+    /// A word of the drawn world, such as "star", that every second clip is to show; give it again for one of several.
+    #[arg(long, value_parser = word)]
+    favour: Vec<&'static str>,
     /// Guidance that the model learns to do by itself, in one evaluation a step instead of two; 1 for none.
     #[arg(long, default_value_t = 2.0)]
     guidance_scale: f64,
@@ -195,6 +198,7 @@ impl DitArgs {
             image_steps: self.image_steps,
             simple_steps: self.simple_steps,
             clip_share: self.clip_share,
+            favoured: self.favour,
             guidance_scale: self.guidance_scale,
             learning_rate: self.learning_rate,
             decay_steps: self.decay_steps,

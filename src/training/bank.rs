@@ -43,6 +43,8 @@ pub struct Bucket {
     /// Clips that are due but wait for others.
     due: usize,
     first_index: u64,
+    /// Words of the world that every second clip shows one of.
+    favoured: Vec<&'static str>,
 }
 
 /// How much nearer the object of the simplest stills is, and how much larger that of the simplest clips.
@@ -56,9 +58,11 @@ const OBJECT_WEIGHT: f32 = 8.0;
 const ENCODE_FRAMES: i64 = 33;
 
 impl Bucket {
-    /// An empty ring; its clips are those of the training split from `first_index` on.
-    pub fn new(shape: Shape, capacity: usize, first_index: u64) -> Self {
-        Self { shape, entries: Vec::new(), capacity, drawn: 0, due: 0, first_index }
+    /// An empty ring; its clips are those of the training split from `first_index` on, every second one showing one of the
+    /// `favoured` words, where there are any.
+    pub fn new(shape: Shape, capacity: usize, first_index: u64, favoured: &[&'static str]) -> Self {
+        let favoured = favoured.to_vec();
+        Self { shape, entries: Vec::new(), capacity, drawn: 0, due: 0, first_index, favoured }
     }
 
     /// Clips held.
@@ -88,7 +92,7 @@ impl Bucket {
             let scenes: Vec<Scene> = (0..now as u64)
                 .map(|i| {
                     let index = self.first_index + self.drawn + i;
-                    let scene = Scene::from_index(index, Split::Train);
+                    let scene = Scene::favouring(index, Split::Train, &self.favoured);
                     simpler(scene, ease, self.shape.frames == 1)
                 })
                 .collect();

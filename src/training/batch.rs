@@ -197,7 +197,7 @@ impl Captions {
 }
 
 /// How a [`Sampler`] draws.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct SamplerOptions {
     pub seed: u64,
     /// Steps on single images before clips come in.
@@ -206,6 +206,8 @@ pub(super) struct SamplerOptions {
     pub simple_steps: u64,
     /// Share of steps on clips, once they have come in.
     pub clip_share: f64,
+    /// Words of the world that every second clip shows one of.
+    pub favoured: Vec<&'static str>,
     /// Tokens of video in a batch.
     pub batch_tokens: i64,
     /// Longest caption in tokens.
@@ -239,7 +241,7 @@ impl Sampler {
                 + first * 64
                 + (frames as u64) * 7_000_003
                 + (width as u64) * 1009;
-            Bucket::new(Shape { width, height, frames }, capacity, first)
+            Bucket::new(Shape { width, height, frames }, capacity, first, &options.favoured)
         };
         let images = vec![
             bucket(224, 128, 1, 1_500),

@@ -44,6 +44,8 @@ pub struct DitOptions {
     pub simple_steps: u64,
     /// Share of steps on clips after that, 0 to 1.
     pub clip_share: f64,
+    /// Words of the world that every second clip shows one of.
+    pub favoured: Vec<&'static str>,
     /// Guidance that the model learns to do by itself; 1 for none.
     pub guidance_scale: f64,
     pub learning_rate: f64,
@@ -189,6 +191,7 @@ fn sampler(
         image_steps: options.image_steps * workers as u64,
         simple_steps: options.simple_steps * workers as u64,
         clip_share: options.clip_share,
+        favoured: options.favoured.clone(),
         batch_tokens: options.batch_tokens / workers as i64,
         max_sequence_length: MAX_SEQUENCE_LENGTH,
         device: options.device,
