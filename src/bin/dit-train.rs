@@ -333,7 +333,7 @@ struct EvalArgs {
     /// 1 for no guidance; the model's own factor unless given.
     #[arg(long)]
     guidance_scale: Option<f64>,
-    /// Instead of clips out of nothing, noise true ones to this level, 0 to 1, and make them anew from there: an attribute that
+    /// Instead of clips out of nothing, noise true ones to this level, above 0 and at most 1, and make them anew from there: an attribute that
     /// gets lost is lost below it.
     #[arg(long)]
     from_level: Option<f64>,

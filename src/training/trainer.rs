@@ -133,7 +133,8 @@ impl Sources {
         Ok(Self {
             transformer: part("transformer", "diffusion_pytorch_model")?,
             text_encoder: part("text_encoder", "model")?,
-            ..Self::fresh()
+            // A folder holds no head, and what one made anew has yet to learn would pull at tokens that know it already.
+            attribute_head: None,
         })
     }
 

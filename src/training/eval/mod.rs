@@ -77,6 +77,11 @@ struct Measured {
 /// When a folder cannot be loaded or the results cannot be written.
 pub fn evaluate(options: &EvalOptions) -> Result<()> {
     ensure!(options.prompts > 0, "--prompts: found 0, expected at least 1");
+    let level = options.from_level.unwrap_or(1.0);
+    ensure!(
+        level > 0.0 && level <= 1.0,
+        "--from-level: found {level}, expected above 0 and at most 1"
+    );
     ensure!(!options.models.is_empty(), "--model: expected at least one folder");
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     // All folders are opened first: a mistyped one should not come to light after minutes.

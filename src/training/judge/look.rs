@@ -29,7 +29,7 @@ pub(super) struct Seen {
 /// Style and background, or `None` if the clip resembles none.
 pub(super) fn recognise(clip: &Clip) -> Option<Seen> {
     let snapped = is_blocks(clip).then(|| snap(clip));
-    let snapped = snapped.filter(|snapped| has_few_levels(snapped, clip));
+    let snapped = snapped.filter(|snapped| has_few_levels(snapped, clip)).map(rounded);
     let blocks = snapped.is_some();
     let clip = snapped.as_ref().unwrap_or(clip);
     let samples = samples(clip, 0);
@@ -110,7 +110,7 @@ fn make_palette(style: Style, background: Background) -> Vec<[f32; 3]> {
             colours.push(match style {
                 // Films are compared by their light alone.
                 Style::Film => [luminance(c); 3],
-                Style::PixelArt => c.map(|v| (v * 7.0 / 255.0).round() * 255.0 / 7.0),
+                Style::PixelArt => c.map(few_levels),
                 _ => {
                     let field = look.field(x, y, aspect, t);
                     let c = look.cast(c);
@@ -120,6 +120,11 @@ fn make_palette(style: Style, background: Background) -> Vec<[f32; 3]> {
         }
     }
     colours
+}
+
+/// The nearest of pixel art's eight levels.
+fn few_levels(v: f32) -> f32 {
+    (v * 7.0 / 255.0).round() * 255.0 / 7.0
 }
 
 /// Leaves and their soft edges before the background.
@@ -232,6 +237,13 @@ fn snap(clip: &Clip) -> Clip {
         }
     }
     snapped
+}
+
+/// The clip with every colour the nearest of pixel art's: a decoder is off by less than half a level.
+fn rounded(mut clip: Clip) -> Clip {
+    let pixels = clip.frames.iter_mut().flatten();
+    pixels.for_each(|pixel| *pixel = pixel.map(few_levels));
+    clip
 }
 
 /// Adds to each line the mean step from the line before, where lines are averaged over runs as long as a

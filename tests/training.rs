@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Training of the parts of the default model: what is not taught stays as it is, to the byte, and what is written opens.
+
+#![cfg(feature = "training")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use gstdit::pipeline::FolderInfo;
+use gstdit::training::{dit, vae};
+use gstdit::weights::Checkpoint;
+use tch::{Device, Tensor};
+
+fn default_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default")
+}
+
+fn tensors(folder: &Path) -> BTreeMap<String, Tensor> {
+    let weights = Checkpoint::open(folder, "diffusion_pytorch_model").unwrap();
+    weights.names().map(|name| (name.to_owned(), weights.raw(name).unwrap())).collect()
+}
+
+fn decoder_of(folder: PathBuf, out: &Path) -> vae::VaeOptions {
+    vae::VaeOptions {
+        out: out.to_owned(),
+        from: None,
+        decoder_of: Some(folder),
+        favoured: vec!["pixel art", "star"],
+        steps: 2,
+        seconds: None,
+        image_steps: 0,
+        learning_rate: 1e-2,
+        decay_steps: 1,
+        kl_weight: 1e-4,
+        workers: 1,
+        seed: 5,
+        device: Device::Cpu,
+        save_every: 100,
+        batch: 1,
+    }
+}
+
+#[test]
+fn a_decoder_is_taught_alone_and_resumes() {
+    let out = tempfile::tempdir().unwrap();
+    let mut options = decoder_of(default_model(), out.path());
+    vae::train(&options).unwrap();
+    let (before, first) = (tensors(&default_model().join("vae")), tensors(&out.path().join("vae")));
+    assert!(before.keys().eq(first.keys()));
+    for (name, weight) in &before {
+        let taught = name.starts_with("decoder.") || name.starts_with("post_quant_conv.");
+        assert!(taught || *weight == first[name], "{name}");
+    }
+    let config = |folder: &Path| std::fs::read_to_string(folder.join("vae/config.json")).unwrap();
+    let json = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    assert_eq!(json(config(out.path())), json(config(&default_model())));
+    options.steps = 4;
+    vae::train(&options).unwrap();
+    let second = tensors(&out.path().join("vae"));
+    let moved = |a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>| {
+        let weight = "decoder.conv_out.weight";
+        (&a[weight] - &b[weight]).abs().max().double_value(&[])
+    };
+    assert!(moved(&before, &first) > 0.0 && moved(&first, &second) > 0.0);
+    vae::load(&out.path().join("vae"), Device::Cpu).unwrap();
+}
+
+#[test]
+fn a_transformer_that_predicts_the_flow_teaches_no_decoder() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ti2v_public");
+    let error = vae::train(&decoder_of(folder, out.path())).unwrap_err();
+    assert!(
+        format!("{error:#}").contains("ti2v_public: found a transformer that predicts the flow"),
+        "{error:#}"
+    );
+}
+
+#[test]
+fn a_transformer_is_taught_on_from_a_folder() {
+    let out = tempfile::tempdir().unwrap();
+    let mut options = dit::DitOptions {
+        vae: default_model().join("vae"),
+        out: out.path().to_owned(),
+        from: Some(default_model()),
+        num_attention_heads: 6,
+        num_layers: 6,
+        steps: 1,
+        seconds: None,
+        image_steps: 0,
+        simple_steps: 1,
+        clip_share: 0.5,
+        favoured: vec!["star"],
+        guidance_scale: 2.0,
+        learning_rate: 1e-3,
+        decay_steps: 0,
+        batch_tokens: 140,
+        workers: 1,
+        seed: 3,
+        device: Device::Cpu,
+        save_every: 100,
+        sheets: false,
+    };
+    dit::train(&options).unwrap();
+    FolderInfo::open(&out.path().join("model")).unwrap();
+    let weight = "blocks.0.attn1.to_q.weight";
+    let [before, first] = [default_model(), out.path().join("model")]
+        .map(|folder| tensors(&folder.join("transformer"))[weight].to_kind(tch::Kind::Float));
+    let off = (&before - first).abs().max().double_value(&[]);
+    // The first of 300 steps over which the rate goes up.
+    assert!(off < 1e-3, "{off}");
+    options.from = Some(out.path().join("nowhere"));
+    let error = {
+        let other = tempfile::tempdir().unwrap();
+        options.out = other.path().to_owned();
+        dit::train(&options).unwrap_err()
+    };
+    assert!(format!("{error:#}").contains("nowhere"), "{error:#}");
+}
