@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::denoise::{CausalCaches, Denoiser, Guidance, Known, Prompts, Window};
 use super::noise::NoiseKind;
+use super::statistics::LatentLock;
 use super::{FolderInfo, Pipeline};
 use crate::error::Result;
 use crate::nn::attention::KvCache;
@@ -33,8 +34,9 @@ pub(super) struct StreamState {
 enum Continuation {
     /// Clean latents `[1, z, t, h, w]` of the last window's tail.
     Windowed(Option<Tensor>),
-    /// Clean latents of as many frames as the transformer looks back at, and their keys and values for the present prompts.
-    Causal { tail: Option<Tensor>, caches: Option<CausalCaches> },
+    /// Clean latents of as many frames as the transformer looks back at, their keys and values for the present prompts, and
+    /// what holds the stream where it began.
+    Causal { tail: Option<Tensor>, caches: Option<CausalCaches>, lock: LatentLock },
     /// The last picture, `[1, 3, 1, H, W]` in [-1, 1].
     LastPicture(Option<Tensor>),
 }
@@ -114,7 +116,7 @@ impl StreamState {
         let continuation = if info.knows_by_pixels() {
             Continuation::LastPicture(None)
         } else if info.rolls_causally() {
-            Continuation::Causal { tail: None, caches: None }
+            Continuation::Causal { tail: None, caches: None, lock: LatentLock::default() }
         } else {
             Continuation::Windowed(None)
         };
@@ -135,8 +137,9 @@ impl StreamState {
 
     /// Drops what was computed with prompts that are no longer used.
     pub fn forget_prompts(&mut self) {
-        if let Continuation::Causal { caches, .. } = &mut self.continuation {
+        if let Continuation::Causal { caches, lock, .. } = &mut self.continuation {
             *caches = None;
+            lock.release();
         }
     }
 
@@ -197,8 +200,8 @@ impl StreamState {
         let maker = Maker { state: self, task };
         let chunk = match &self.continuation {
             Continuation::Windowed(context) => maker.windowed(context.as_ref())?,
-            Continuation::Causal { tail, caches } => {
-                maker.causal(tail.as_ref(), caches.as_ref())?
+            Continuation::Causal { tail, caches, lock } => {
+                maker.causal(tail.as_ref(), caches.as_ref(), lock.shallow_clone())?
             }
             Continuation::LastPicture(last) => maker.after_picture(last.as_ref())?,
         };
@@ -349,7 +352,12 @@ impl Maker<'_> {
         self.run(&window, None)
     }
 
-    fn causal(&self, tail: Option<&Tensor>, caches: Option<&CausalCaches>) -> Result<Latents> {
+    fn causal(
+        &self,
+        tail: Option<&Tensor>,
+        caches: Option<&CausalCaches>,
+        mut lock: LatentLock,
+    ) -> Result<Latents> {
         let info = self.info();
         let denoiser = self.denoiser();
         let block = info.native.block_latent_frames;
@@ -373,6 +381,11 @@ impl Maker<'_> {
             let window =
                 Window { frame_offset: position + from, ..self.window(guide.as_ref(), new, from) };
             let latents = denoiser.run(&window, Some(&caches), &mut |_| {})?;
+            // What follows a guide is held by that.
+            let latents = match guide {
+                None => lock.apply(&latents, info.native.latent_lock),
+                Some(_) => latents,
+            };
             denoiser.remember(&latents, position + from, &mut caches)?;
             blocks.push(latents);
         }
@@ -385,7 +398,7 @@ impl Maker<'_> {
         Ok(Latents {
             latents,
             shown: 0,
-            continuation: Continuation::Causal { tail, caches: Some(caches) },
+            continuation: Continuation::Causal { tail, caches: Some(caches), lock },
         })
     }
 

@@ -39,6 +39,8 @@ pub struct Native {
     pub causal: bool,
     /// Latent frames of one block of a causal rollout, the first one included.
     pub block_latent_frames: i64,
+    /// How firmly a causal rollout from noise holds the statistics of its latents where its first seconds had them, 0 to 1.
+    pub latent_lock: f64,
 }
 
 impl Default for Native {
@@ -57,6 +59,7 @@ impl Default for Native {
             context_latent_frames: 1,
             causal: false,
             block_latent_frames: 1,
+            latent_lock: 0.0,
         }
     }
 }
@@ -94,6 +97,9 @@ impl Native {
         if !(1..=latent_frames).contains(&self.block_latent_frames) {
             let expected = format!("1 to {latent_frames}");
             return wrong("block_latent_frames", self.block_latent_frames.to_string(), &expected);
+        }
+        if !(0.0..=1.0).contains(&self.latent_lock) {
+            return wrong("latent_lock", self.latent_lock.to_string(), "0 to 1");
         }
         if self.max_sequence_length < 1 || self.num_inference_steps < 1 {
             let found = format!("{} and {}", self.max_sequence_length, self.num_inference_steps);

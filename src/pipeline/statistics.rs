@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MPL-2.0
-//! What is measured on frames to keep a restyled stream steady: how much moves, and how colours drift.
+//! What is measured on frames and latents to keep a stream steady: how much moves, and how colours and latents drift.
 
 use tch::{Kind, Tensor};
 
@@ -94,6 +94,79 @@ impl ColourLock {
     }
 }
 
+/// Holds the latents of a stream from noise where its beginning had them.
+///
+/// Each block continues blocks that were made before, so what the transformer gets slightly wrong grows, until in a minute
+/// stripes have swallowed the picture. Mean and deviation of each channel of a frame are brought back to what they were on
+/// average in the first frames: adaptive instance normalisation (Huang and Belongie, arXiv 1703.06868) with the stream's
+/// own beginning as the style.
+#[derive(Debug, Default)]
+pub struct LatentLock {
+    /// Sums over the first frames of their means and deviations, `[1, z, 1, 1, 1]`.
+    sums: Option<(Tensor, Tensor)>,
+    /// Frames in the sums.
+    frames: i64,
+    /// Frames still to come that say nothing.
+    ignored: i64,
+}
+
+impl LatentLock {
+    /// Latent frames that the beginning is the average of.
+    const BEGINNING: i64 = 8;
+    /// Latent frames that another prompt takes to arrive.
+    const CHANGE: i64 = 8;
+
+    /// The next latents `[1, z, t, h, w]` of the stream, corrected by `amount` in [0, 1].
+    pub fn apply(&mut self, latents: &Tensor, amount: f64) -> Tensor {
+        let frames = latents.size()[2];
+        if amount <= 0.0 {
+            return latents.shallow_clone();
+        }
+        if self.ignored > 0 {
+            self.ignored -= frames;
+            return latents.shallow_clone();
+        }
+        let (mean, deviation) = frame_statistics(latents);
+        if self.frames < Self::BEGINNING {
+            let sum = |value: &Tensor| value.sum_dim_intlist([2i64].as_slice(), true, Kind::Float);
+            let (means, deviations) = (sum(&mean), sum(&deviation));
+            self.sums = Some(match &self.sums {
+                None => (means, deviations),
+                Some(sums) => (&sums.0 + means, &sums.1 + deviations),
+            });
+            self.frames += frames;
+            return latents.shallow_clone();
+        }
+        let Some((means, deviations)) = &self.sums else { return latents.shallow_clone() };
+        let count = self.frames as f64;
+        let scale = (deviations / count / &deviation - 1.0) * amount + 1.0;
+        let back = (means / count - &mean) * amount;
+        ((latents - &mean) * scale + mean + back).to_kind(latents.kind())
+    }
+
+    /// Lets the stream begin anew, for it is to show something else.
+    pub fn release(&mut self) {
+        if self.sums.is_some() {
+            *self = Self { ignored: Self::CHANGE, ..Self::default() };
+        }
+    }
+
+    pub fn shallow_clone(&self) -> Self {
+        let sums = self.sums.as_ref().map(|(a, b)| (a.shallow_clone(), b.shallow_clone()));
+        Self { sums, ..*self }
+    }
+}
+
+/// Mean and standard deviation of each channel of each frame, `[1, z, t, 1, 1]`; the deviation never vanishes.
+fn frame_statistics(latents: &Tensor) -> (Tensor, Tensor) {
+    let latents = latents.to_kind(Kind::Float);
+    let dims = [3i64, 4];
+    let mean = latents.mean_dim(dims.as_slice(), true, Kind::Float);
+    let centred = &latents - &mean;
+    let deviation = (&centred * &centred).mean_dim(dims.as_slice(), true, Kind::Float).sqrt();
+    (mean, deviation.clamp_min(1e-3))
+}
+
 /// Mean and standard deviation of each channel, `[1, 3, 1, 1, 1]`; the deviation never vanishes.
 fn channel_statistics(video: &Tensor) -> (Tensor, Tensor) {
     let video = video.to_kind(Kind::Float);
@@ -150,5 +223,38 @@ mod tests {
         let kept = lock.apply(&brighter, &follows, 1.0);
         assert!((kept - follows).abs().max().double_value(&[]) < 1e-4);
         assert_eq!(lock.apply(&input, &cast, 0.0), cast);
+    }
+
+    #[test]
+    fn latents_that_wander_off_are_brought_back() {
+        let frame = |seed| torch_noise(seed, &[1, 4, 1, 8, 8]);
+        let mut lock = LatentLock::default();
+        let mut beginning = Vec::new();
+        for seed in 0..LatentLock::BEGINNING as u64 {
+            let latents = frame(seed);
+            assert_eq!(lock.apply(&latents, 1.0), latents);
+            beginning.push(latents);
+        }
+        let (mean, deviation) = frame_statistics(&Tensor::cat(&beginning, 2));
+        let average = |value: Tensor| value.mean_dim([2i64].as_slice(), true, Kind::Float);
+        let (mean, deviation) = (average(mean), average(deviation));
+        let wandered = frame(99) * 2.0 + 0.7;
+        let (held_mean, held_deviation) = frame_statistics(&lock.apply(&wandered, 1.0));
+        let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        assert!(off(&held_mean, &mean) < 1e-5, "{held_mean} {mean}");
+        assert!(off(&held_deviation, &deviation) < 1e-5, "{held_deviation} {deviation}");
+        // Half as much goes half the way.
+        let (half_mean, _) = frame_statistics(&lock.apply(&wandered, 0.5));
+        let (wandered_mean, _) = frame_statistics(&wandered);
+        assert!(off(&half_mean, &((wandered_mean + mean) * 0.5)) < 1e-5);
+        assert_eq!(lock.apply(&wandered, 0.0), wandered);
+        // Something else may look different.
+        lock.release();
+        for _ in 0..LatentLock::CHANGE + LatentLock::BEGINNING {
+            assert_eq!(lock.apply(&wandered, 1.0), wandered);
+        }
+        let (held_mean, _) = frame_statistics(&lock.apply(&frame(3), 1.0));
+        let (wandered_mean, _) = frame_statistics(&wandered);
+        assert!(off(&held_mean, &wandered_mean) < 1e-5);
     }
 }

@@ -59,6 +59,7 @@ fn model_index(learnt_guidance_scale: f64) -> Value {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "learnt_guidance_scale": learnt_guidance_scale,
+            "latent_lock": 1.0,
             "max_sequence_length": MAX_SEQUENCE_LENGTH,
             "max_pixels": 224 * 128,
             "context_latent_frames": 2,

@@ -53,7 +53,8 @@ pub fn with_native(name: &str, native: Value) -> tempfile::TempDir {
 pub fn rolling_folders() -> Vec<tempfile::TempDir> {
     let windowed = json!({"num_frames": 9, "num_inference_steps": 2, "context_latent_frames": 1});
     let causal = json!({
-        "num_frames": 13, "num_inference_steps": 2, "causal": true, "block_latent_frames": 1
+        "num_frames": 13, "num_inference_steps": 2, "causal": true, "block_latent_frames": 1,
+        "latent_lock": 1.0
     });
     FOLDERS
         .iter()
