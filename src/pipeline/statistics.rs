@@ -146,11 +146,12 @@ impl LatentLock {
 
     /// Lets the stream begin anew, for it is to show something else.
     pub fn release(&mut self) {
-        if self.sums.is_some() {
+        if self.sums.is_some() || self.ignored > 0 {
             *self = Self { ignored: Self::CHANGE, ..Self::default() };
         }
     }
 
+    /// The same tensors, not copies: nothing here changes one in place.
     pub fn shallow_clone(&self) -> Self {
         let sums = self.sums.as_ref().map(|(a, b)| (a.shallow_clone(), b.shallow_clone()));
         Self { sums, ..*self }
@@ -250,7 +251,13 @@ mod tests {
         assert_eq!(lock.apply(&wandered, 0.0), wandered);
         // Something else may look different.
         lock.release();
-        for _ in 0..LatentLock::CHANGE + LatentLock::BEGINNING {
+        assert_eq!(lock.apply(&frame(5), 1.0), frame(5));
+        // And something else again, before that has arrived.
+        lock.release();
+        for _ in 0..LatentLock::CHANGE {
+            assert_eq!(lock.apply(&frame(7), 1.0), frame(7));
+        }
+        for _ in 0..LatentLock::BEGINNING {
             assert_eq!(lock.apply(&wandered, 1.0), wandered);
         }
         let (held_mean, _) = frame_statistics(&lock.apply(&frame(3), 1.0));
