@@ -5,7 +5,7 @@ mod common;
 
 use std::cell::Cell;
 
-use common::{FOLDERS, deviation, fixture, load, rolling_folders};
+use common::{FOLDERS, deviation, fixture, load, rolling_folders, with_native};
 use gstdit::error::Error;
 use gstdit::models::transformer_wan::{
     AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
@@ -16,6 +16,7 @@ use gstdit::pipeline::{
     Chunk, Controls, FolderInfo, NoiseKind, Pipeline, Request, Rollout, Settings,
 };
 use gstdit::torch::Precision;
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 /// f32 rounding, with sums in another order.
@@ -202,6 +203,42 @@ fn a_cancelled_chunk_leaves_no_trace() {
             assert!(chunk.frames == expected.frames);
         }
         assert!(cancelled > 6, "cancelled only {cancelled} times");
+    }
+}
+
+#[test]
+fn a_long_stream_is_held_where_it_began() {
+    let native = |latent_lock: f64| {
+        json!({
+            "num_frames": 13, "num_inference_steps": 2, "causal": true, "block_latent_frames": 1,
+            "latent_lock": latent_lock
+        })
+    };
+    // The first eight latent frames say where that is.
+    const BEGINNING: usize = 8;
+    for name in FOLDERS {
+        let (free, held) = (with_native(name, native(0.0)), with_native(name, native(1.0)));
+        let (free, held) = (load(free.path()), load(held.path()));
+        let prompts = ["a fox"; BEGINNING + 3];
+        let (wanders, stays) =
+            (roll(&free, (64, 64), &prompts, 1), roll(&held, (64, 64), &prompts, 1));
+        for (index, (wanders, stays)) in wanders.iter().zip(&stays).enumerate() {
+            let same = wanders.frames == stays.frames;
+            assert_eq!(same, index < BEGINNING, "{name}, chunk {index}");
+        }
+        // What a cancelled chunk has measured is forgotten, before the stream is held and after.
+        let request = Request::new(&settings(64, 64), held.info()).unwrap();
+        let mut rollout = Rollout::new(&held, request).unwrap();
+        for expected in &stays {
+            for patience in [2, 8] {
+                let asked = Cell::new(0);
+                let cancel = || asked.replace(asked.get() + 1) >= patience;
+                let cancelled = rollout.next_chunk(&held, &controls("a fox", 1), &cancel);
+                assert!(matches!(cancelled, Err(Error::Cancelled)));
+            }
+            let chunk = rollout.next_chunk(&held, &controls("a fox", 1), &|| false).unwrap();
+            assert!(chunk.frames == expected.frames);
+        }
     }
 }
 
