@@ -339,9 +339,10 @@ fn a_live_mix_that_is_too_slow_crossfades_and_says_so() {
     let outputs = rig.wait_end();
     assert!(outputs.len() >= 38, "{}", outputs.len());
     without_gaps(&outputs, 10);
+    // Not always the first: where a busy machine starts one source late, fewer steps may be told of before a frame has a pair.
     let degraded = rig.structures("dit-degraded");
-    assert!(!degraded.is_empty());
-    assert_eq!(degraded[0].get::<String>("action").unwrap(), "crossfade");
+    let crossfades = |it: &gst::Structure| it.get::<String>("action").unwrap() == "crossfade";
+    assert!(degraded.iter().any(crossfades), "{degraded:?}");
     let qos = rig.messages().iter().filter(|it| it.type_() == gst::MessageType::Qos).count();
     assert!(qos > 10, "{qos}");
 }
