@@ -272,7 +272,8 @@ fn inside(frame: &[[f32; 3]], blob: &Blob, track: &Track) -> Option<[f32; 3]> {
                 mask[at] && near.all(|next| mask[next])
             })
             .collect();
-        if count(&eroded) < enough.max(4) {
+        // What fills the whole frame has no edges to come nearer from.
+        if count(&eroded) < enough.max(4) || eroded == mask {
             break;
         }
         mask = eroded;

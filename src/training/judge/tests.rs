@@ -197,3 +197,15 @@ fn large_frames_are_judged_alike() {
     let right = judge(&pixels, 448, 256).compare(&scene.attributes);
     assert_eq!(right.iter().filter(|right| **right == Some(false)).count(), 0, "{right:?}");
 }
+
+#[test]
+fn what_fills_the_frame_has_a_colour_too() {
+    let (width, height) = (32, 24);
+    let all = vec![true; width * height];
+    let [open, filled, between] = std::array::from_fn(|_| all.clone());
+    let blob = object::Blob { x: 0.5, y: 0.5, radius: 0.5, cut: true, open, filled, between };
+    let track = Track { width, height, aspect: 4.0 / 3.0, blobs: vec![Some(blob)] };
+    let frames = vec![vec![Colour::Red.rgb().map(f32::from); width * height]];
+    let clip = Clip { width, height, frames };
+    assert_eq!(object::colour(&clip, &track, Style::None), Some(Colour::Red));
+}
