@@ -2,6 +2,7 @@
 //! Long videos: steps of the picture where chunks meet, and whether the end still shows what the beginning did.
 
 use anyhow::{Result, ensure};
+use tch::Tensor;
 
 use super::clips::{second, seen};
 use super::pixels::difference;
@@ -37,8 +38,27 @@ impl Mean {
     }
 }
 
+/// What the two ends of one video show.
+#[derive(Debug)]
+pub(super) struct LongVideo {
+    pub prompt: String,
+    /// What is right in the first and in the last seconds, in the order of [`ATTRIBUTES`].
+    pub start: [Option<bool>; ATTRIBUTES.len()],
+    pub end: [Option<bool>; ATTRIBUTES.len()],
+    /// A second of each, `[3, F, H, W]` in [-1, 1].
+    pub seconds: Tensor,
+}
+
+impl LongVideo {
+    /// Names of the attributes that are right in an end.
+    pub fn right(end: &[Option<bool>; ATTRIBUTES.len()]) -> Vec<&'static str> {
+        let right = ATTRIBUTES.iter().zip(end).filter(|(_, answer)| **answer == Some(true));
+        right.map(|(name, _)| *name).collect()
+    }
+}
+
 /// What long videos show.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Long {
     pub prompts: u64,
     pub seconds: u64,
@@ -49,6 +69,7 @@ pub(super) struct Long {
     pub end: Scores,
     /// Of the attributes that were right at the start, those that still are at the end.
     pub kept: Score,
+    pub videos: Vec<LongVideo>,
 }
 
 impl Long {
@@ -94,15 +115,19 @@ pub(super) fn watch(options: &EvalOptions, pipeline: &Pipeline) -> Result<Long> 
             options.sampling,
             &mut take,
         )?;
-        let start = shown(&video.head, &scene.attributes, second(native));
-        let end = shown(&video.tail, &scene.attributes, second(native));
+        let second = second(native);
+        let start = shown(&video.head, &scene.attributes, second);
+        let end = shown(&video.tail, &scene.attributes, second);
         long.start.add(start);
         long.end.add(end);
-        for (start, end) in start.iter().zip(end) {
+        for (start, end) in start.iter().zip(&end) {
             if *start == Some(true) {
-                long.kept.add(end);
+                long.kept.add(*end);
             }
         }
+        let ends = [&video.head[..second], &video.tail[video.tail.len() - second..]].concat();
+        let seconds = generate::to_tensor(&ends)?;
+        long.videos.push(LongVideo { prompt: caption, start, end, seconds });
     }
     Ok(long)
 }

@@ -24,7 +24,7 @@ use crate::nn::conv3d::FeatureCaches;
 use crate::pipeline::{Pipeline, rgb_frames};
 use clips::{Clips, Subject};
 use long::Long;
-use score::Scores;
+use score::{Scores, Words};
 
 /// Options of `dit-train eval`.
 #[derive(Debug, Clone)]
@@ -51,13 +51,14 @@ pub struct EvalOptions {
 }
 
 /// What the autoencoder gives back of held-out clips.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Reconstruction {
     clips: u64,
     psnr: f64,
     ssim: f64,
     /// What the judge still sees in them: no model that draws through this autoencoder is likely to do better.
     scores: Scores,
+    words: Words,
 }
 
 /// Everything measured of one folder.
@@ -94,7 +95,11 @@ pub fn evaluate(options: &EvalOptions) -> Result<()> {
     let mut models = Vec::new();
     for (folder, pipeline) in options.models.iter().zip(&pipelines) {
         let measured = measure(options, folder, pipeline)?;
-        report::sheets(&options.out, &report::label(folder), &measured.clips)?;
+        let label = report::label(folder);
+        report::sheets(&options.out, &label, &measured.clips)?;
+        if let Some(long) = &measured.long {
+            report::long_sheet(&options.out, &label, long)?;
+        }
         models.push(measured);
     }
     report::side_by_side(&options.out, &truth, &models)?;
@@ -136,7 +141,8 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
     let _no_grad = tch::no_grad_guard();
     let native = &pipeline.info().native;
     let progress = Progress::new("autoencoder", options.reconstructions, 0, 0);
-    let (mut error, mut ssim, mut scores) = (0.0, 0.0, Scores::default());
+    let (mut error, mut ssim) = (0.0, 0.0);
+    let (mut scores, mut words) = (Scores::default(), Words::default());
     for index in 0..options.reconstructions {
         let scene = Scene::from_index(index, Split::HeldOut);
         let video: Tensor =
@@ -146,7 +152,10 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
         let latents = pipeline.vae().denormalize_latents(&latents);
         let decoded = pipeline.vae().decode(&latents, &mut FeatureCaches::default());
         let frames = rgb_frames(&decoded, (native.width, native.height));
-        scores.add(clips::seen(&frames).compare(&scene.attributes));
+        let seen = clips::seen(&frames);
+        let answers = seen.compare(&scene.attributes);
+        scores.add(answers);
+        words.add(&scene.attributes, &seen, answers);
         let decoded = decoded.get(0);
         error += pixels::squared_error(&decoded, &video);
         ssim += pixels::ssim(&decoded, &video);
@@ -158,5 +167,6 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
         psnr: pixels::psnr(error / count),
         ssim: ssim / count,
         scores,
+        words,
     }
 }

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use tch::Tensor;
 
 use super::clips::{Clips, Kept};
-use super::{EvalOptions, Measured};
+use super::long::{Long, LongVideo};
+use super::{EvalOptions, Measured, Reconstruction};
 use crate::torch;
 use crate::training::judge::ATTRIBUTES;
 use crate::training::sheet;
@@ -40,6 +41,16 @@ pub(super) fn sheets(out: &Path, label: &str, clips: &Clips) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes `<label>-long.png`: of each long video the first second and the last, side by side.
+pub(super) fn long_sheet(out: &Path, label: &str, long: &Long) -> Result<()> {
+    let rows: Vec<Tensor> = long.videos.iter().map(|video| video.seconds.shallow_clone()).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let path = out.join(format!("{label}-long.png"));
+    sheet::write_small(&path, &[&Tensor::stack(&rows, 0)], COLUMNS)
 }
 
 /// Writes `side-by-side.png`: for each of the first prompts the truth, then every model in order.
@@ -115,11 +126,12 @@ fn table(truth: &Clips, models: &[Measured]) -> String {
     );
     let none = || "-".to_owned();
     let reconstruction = |m: &Measured| {
-        m.reconstruction.map_or_else(none, |r| format!("{:.2} dB, {:.3}", r.psnr, r.ssim))
+        let cell = |r: &Reconstruction| format!("{:.2} dB, {:.3}", r.psnr, r.ssim);
+        m.reconstruction.as_ref().map_or_else(none, cell)
     };
     row("autoencoder: PSNR, SSIM", each(none(), &reconstruction));
     let still_seen = |m: &Measured| {
-        m.reconstruction.map_or_else(none, |r| {
+        m.reconstruction.as_ref().map_or_else(none, |r| {
             let shares = r.scores.each.map(|score| format!("{:.0}", 100.0 * score.interval().0));
             format!("{} %", shares.join(", "))
         })
@@ -128,6 +140,9 @@ fn table(truth: &Clips, models: &[Measured]) -> String {
         "after the autoencoder: colour, shape, motion, background, style",
         each(none(), &still_seen),
     );
+    let still_weakest =
+        |m: &Measured| m.reconstruction.as_ref().map_or_else(none, |r| r.words.weakest(WEAKEST));
+    row("after the autoencoder: least often right", each(none(), &still_weakest));
     let seam = |m: &Measured| {
         let ratio =
             m.long.as_ref().and_then(|long| long.seam_ratio().map(|r| (r, long.seam.count)));
@@ -167,11 +182,12 @@ fn model_json(model: &Measured, truth: &Clips) -> Value {
     json["flicker_ratio"] = json!(model.clips.flicker / truth.flicker.max(1e-9));
     json["successes"] = model.clips.right.iter().map(kept_json).collect();
     json["failures"] = model.clips.wrong.iter().map(kept_json).collect();
-    if let Some(r) = model.reconstruction {
+    if let Some(r) = &model.reconstruction {
         json["vae_psnr_db"] = json!(r.psnr);
         json["vae_ssim"] = json!(r.ssim);
         json["vae_clips"] = json!(r.clips);
         json["vae_judged"] = r.scores.json();
+        json["vae_words"] = r.words.json();
     }
     if let Some(long) = &model.long {
         json["long"] = json!({
@@ -184,9 +200,16 @@ fn model_json(model: &Measured, truth: &Clips) -> Value {
             "start": long.start.json(),
             "end": long.end.json(),
             "kept": long.kept.json(),
+            "videos": long.videos.iter().map(long_json).collect::<Vec<_>>(),
         });
     }
     json
+}
+
+/// The ends of a long video in words.
+fn long_json(video: &LongVideo) -> Value {
+    let [start, end] = [&video.start, &video.end].map(LongVideo::right);
+    json!({ "prompt": video.prompt, "right_at_start": start, "right_at_end": end })
 }
 
 /// A row of a contact sheet in words.
