@@ -13,7 +13,7 @@ use gstdit::models::transformer_wan::{
 use gstdit::nn::attention::{KvAccess, KvCache};
 use gstdit::nn::conv3d::FeatureCaches;
 use gstdit::pipeline::{
-    Chunk, Controls, FolderInfo, NoiseKind, Pipeline, Request, Rollout, Settings,
+    Chunk, Controls, FolderInfo, NoiseKind, Pipeline, Request, RgbFrame, Rollout, Settings,
 };
 use gstdit::torch::Precision;
 use serde_json::json;
@@ -239,6 +239,45 @@ fn a_long_stream_is_held_where_it_began() {
             let chunk = rollout.next_chunk(&held, &controls("a fox", 1), &|| false).unwrap();
             assert!(chunk.frames == expected.frames);
         }
+    }
+}
+
+#[test]
+fn a_beginning_has_guidance_of_its_own() {
+    let native = |causal: bool, initial: Option<f64>| {
+        json!({
+            "num_frames": 13, "num_inference_steps": 2, "causal": causal, "block_latent_frames": 1,
+            "guidance_scale": 1.0, "initial_guidance_scale": initial
+        })
+    };
+    for (name, causal) in FOLDERS.iter().flat_map(|name| [(name, false), (name, true)]) {
+        let [own, none] =
+            [Some(3.0), None].map(|initial| with_native(name, native(causal, initial)));
+        let [own, none] = [own, none].map(|folder| load(folder.path()));
+        let stream = |pipeline: &Pipeline, scales: [Option<f64>; 4]| -> Vec<Vec<RgbFrame>> {
+            let request = Request::new(&settings(64, 64), pipeline.info()).unwrap();
+            let mut rollout = Rollout::new(pipeline, request).unwrap();
+            scales
+                .map(|guidance_scale| {
+                    let controls = Controls { guidance_scale, ..controls("a fox", 1) };
+                    rollout.next_chunk(pipeline, &controls, &|| false).unwrap().frames
+                })
+                .to_vec()
+        };
+        let begun = stream(&own, [None; 4]);
+        assert!(begun == stream(&none, [Some(3.0), None, None, None]), "{name}, {causal}");
+        assert!(begun[0] != stream(&none, [None; 4])[0], "{name}, {causal}");
+        // Guidance that is asked for is the beginning's too, and may come and go.
+        assert!(stream(&own, [Some(1.0); 4]) == stream(&none, [None; 4]), "{name}, {causal}");
+        let returning = stream(&own, [Some(3.0), None, Some(3.0), None]);
+        assert!(returning[..2] == begun[..2] && returning[2] != begun[2], "{name}, {causal}");
+        let still = |pipeline: &Pipeline, guidance_scale: Option<f64>| {
+            let request = Request::new(&settings(64, 64), pipeline.info()).unwrap();
+            let mut rollout = Rollout::new(pipeline, request).unwrap();
+            let controls = Controls { guidance_scale, ..controls("a fox", 1) };
+            rollout.still(pipeline, &controls, &|| false).unwrap().frames
+        };
+        assert!(still(&own, None) == still(&none, Some(3.0)), "{name}, {causal}");
     }
 }
 

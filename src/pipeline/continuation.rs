@@ -135,6 +135,11 @@ impl StreamState {
         Self { continuation, ..Self::new(info, size, noise) }
     }
 
+    /// Whether nothing precedes the next chunk.
+    pub fn is_initial(&self) -> bool {
+        self.next_latent_frame == 0
+    }
+
     /// Drops what was computed with prompts that are no longer used.
     pub fn forget_prompts(&mut self) {
         if let Continuation::Causal { caches, lock, .. } = &mut self.continuation {
@@ -363,10 +368,15 @@ impl Maker<'_> {
         let block = info.native.block_latent_frames;
         let position = self.state.next_latent_frame as i64;
         let span = info.window_latent_frames() - block;
-        let mut caches = match caches {
-            Some(caches) => caches.shallow_clone(),
+        let guided = denoiser.is_guided();
+        // Caches without the negative prompt's are of no use to guidance.
+        let mut caches = match caches.filter(|caches| caches.negative.is_some() || !guided) {
+            Some(caches) => {
+                let CausalCaches { positive, negative } = caches.shallow_clone();
+                CausalCaches { positive, negative: negative.filter(|_| guided) }
+            }
             None => {
-                let mut caches = self.empty_caches(span, denoiser.prompts.guided());
+                let mut caches = self.empty_caches(span, guided);
                 if let Some(tail) = tail {
                     denoiser.remember(tail, position - tail.size()[2], &mut caches)?;
                 }

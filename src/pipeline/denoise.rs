@@ -49,11 +49,6 @@ impl Prompts {
         };
         Self { positive: steered(&self.positive), negative: self.negative.as_deref().map(steered) }
     }
-
-    /// Whether there is guidance.
-    pub fn guided(&self) -> bool {
-        self.negative.is_some()
-    }
 }
 
 /// Up to so many numbers in the tokens of an evaluation, both prompts are evaluated as one batch: such an evaluation is mostly
@@ -82,9 +77,14 @@ impl Guidance {
         Self { scale, scale_2: scale }
     }
 
+    /// The wanted scale, or the folder's own for what nothing precedes.
+    pub fn initial(info: &FolderInfo, scale: Option<f64>) -> Self {
+        Self::of(info, scale.or(info.native.initial_guidance_scale))
+    }
+
     /// Whether the negative prompt has any effect.
     pub fn is_used(&self) -> bool {
-        self.scale > 1.0
+        self.scale > 1.0 || self.scale_2 > 1.0
     }
 }
 
@@ -142,6 +142,15 @@ pub struct Denoiser<'a> {
 }
 
 impl Denoiser<'_> {
+    /// Whether the negative prompt is looked at.
+    pub fn is_guided(&self) -> bool {
+        self.negative().is_some()
+    }
+
+    fn negative(&self) -> Option<&[TransformerContext]> {
+        self.prompts.negative.as_deref().filter(|_| self.guidance.is_used())
+    }
+
     /// Walks a window down to clean latents; `on_step` sees the latents after each step, known frames not yet restored.
     ///
     /// # Errors
@@ -176,7 +185,7 @@ impl Denoiser<'_> {
 
     /// Both prompts as one batch, where there is guidance and windows like these latents `[B, z, T, h, w]` are small.
     fn pair(&self, latents: &Tensor, caches: Option<&CausalCaches>) -> Option<Pair> {
-        let negative = self.prompts.negative.as_ref()?;
+        let negative = self.negative()?;
         let s = latents.size();
         let config = &self.pipeline.info.transformer;
         let tokens = s[2] * s[3] * s[4] / config.patch_volume();
@@ -290,7 +299,7 @@ impl Denoiser<'_> {
             &self.prompts.positive[step.expert],
             caches.map(|caches| &caches.positive),
         )?;
-        let Some(negative) = &self.prompts.negative else { return Ok(positive) };
+        let Some(negative) = self.negative() else { return Ok(positive) };
         let cache = caches.and_then(|caches| caches.negative.as_ref());
         let negative = self.flow(step, &negative[step.expert], cache)?;
         Ok(&negative + (positive - &negative) * scale)
@@ -334,7 +343,7 @@ impl Denoiser<'_> {
                 model.layout([frames, s[3], s[4]], frame_offset + start, AttentionPattern::Full);
             let part = latents.narrow(2, start, frames);
             self.append(model, (&part, &layout), &self.prompts.positive[0], &mut caches.positive)?;
-            if let (Some(negative), Some(cache)) = (&self.prompts.negative, &mut caches.negative) {
+            if let (Some(negative), Some(cache)) = (self.negative(), &mut caches.negative) {
                 self.append(model, (&part, &layout), &negative[0], cache)?;
             }
         }

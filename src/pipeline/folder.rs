@@ -27,6 +27,8 @@ pub struct Native {
     pub num_frames: i64,
     pub num_inference_steps: u32,
     pub guidance_scale: f64,
+    /// The same for what nothing precedes: single pictures and the first chunk of a stream; `None`: no other.
+    pub initial_guidance_scale: Option<f64>,
     /// Guidance that the weights have learnt to do by themselves; 1 for none. Going on with their training keeps it.
     pub learnt_guidance_scale: f64,
     /// Tokens of a prompt, padding included.
@@ -53,6 +55,7 @@ impl Default for Native {
             num_frames: 81,
             num_inference_steps: 50,
             guidance_scale: 5.0,
+            initial_guidance_scale: None,
             learnt_guidance_scale: 1.0,
             max_sequence_length: 512,
             max_pixels: None,

@@ -148,7 +148,8 @@ impl Rollout {
         controls: &Controls,
         cancel: &dyn Fn() -> bool,
     ) -> Result<Chunk> {
-        self.chunk(pipeline, controls, cancel, StreamState::advance)
+        let is_initial = self.state.is_initial();
+        self.chunk(pipeline, controls, (is_initial, cancel), StreamState::advance)
     }
 
     /// A single picture that stands for itself; the next one differs, its noise being that of the next latent frame.
@@ -161,20 +162,24 @@ impl Rollout {
         controls: &Controls,
         cancel: &dyn Fn() -> bool,
     ) -> Result<Chunk> {
-        self.chunk(pipeline, controls, cancel, StreamState::still)
+        self.chunk(pipeline, controls, (true, cancel), StreamState::still)
     }
 
     fn chunk(
         &mut self,
         pipeline: &Pipeline,
         controls: &Controls,
-        cancel: &dyn Fn() -> bool,
+        (is_initial, cancel): (bool, &dyn Fn() -> bool),
         make: impl FnOnce(&mut StreamState, &ChunkTask<'_>) -> Result<Decoded>,
     ) -> Result<Chunk> {
         guarded(|| {
             let mut stopwatch = Stopwatch(Instant::now());
             check(cancel)?;
-            self.prepare_prompts(pipeline, controls)?;
+            let guidance = match is_initial {
+                true => Guidance::initial(pipeline.info(), controls.guidance_scale),
+                false => Guidance::of(pipeline.info(), controls.guidance_scale),
+            };
+            self.prepare_prompts(pipeline, controls, guidance.is_used())?;
             let encode_prompt = stopwatch.lap();
             let Some(prepared) = &self.prompts else {
                 return Err(Error::Torch("no prompt was prepared".into()));
@@ -182,7 +187,7 @@ impl Rollout {
             let task = ChunkTask {
                 pipeline,
                 prompts: &prepared.prompts,
-                guidance: Guidance::of(pipeline.info(), controls.guidance_scale),
+                guidance,
                 schedule: &self.schedule,
                 seed: controls.seed,
                 start: Start::Noise,
@@ -200,11 +205,16 @@ impl Rollout {
     }
 
     /// Encodes the prompts if they differ from the last ones; what was computed with those is dropped.
-    fn prepare_prompts(&mut self, pipeline: &Pipeline, controls: &Controls) -> Result<()> {
-        let guided = Guidance::of(pipeline.info(), controls.guidance_scale).is_used();
+    fn prepare_prompts(
+        &mut self,
+        pipeline: &Pipeline,
+        controls: &Controls,
+        guided: bool,
+    ) -> Result<()> {
         let negative_prompt = guided.then(|| controls.negative_prompt.clone());
         if self.prompts.as_ref().is_some_and(|prepared| {
-            prepared.prompt == controls.prompt && prepared.negative_prompt == negative_prompt
+            prepared.prompt == controls.prompt
+                && (!guided || prepared.negative_prompt == negative_prompt)
         }) {
             return Ok(());
         }

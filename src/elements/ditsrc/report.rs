@@ -86,12 +86,15 @@ impl Reporter {
 pub fn tags(chunk: &ChunkInfo, info: &FolderInfo) -> gst::TagList {
     let controls = &chunk.controls;
     let model = info.folder.file_name().unwrap_or(info.folder.as_os_str()).to_string_lossy();
-    let comment = format!(
+    let mut comment = format!(
         "seed={} model={model} steps={} guidance={}",
         controls.seed,
         chunk.steps,
         guidance(controls, info)
     );
+    if let (None, Some(initial)) = (controls.guidance_scale, info.native.initial_guidance_scale) {
+        comment += &format!(" initial-guidance={initial}");
+    }
     let encoder = concat!("gst-plugin-dit ", env!("CARGO_PKG_VERSION"));
     let mut tags = gst::TagList::new();
     {
