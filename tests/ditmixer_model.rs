@@ -130,7 +130,7 @@ fn new_caps_let_out_what_is_held_with_the_old_ones() {
     assert_eq!(sizes, [vec![64 * 32 * 3; 7], vec![128 * 64 * 3; 7]].concat());
 }
 
-/// A mixer whose model has work for minutes.
+/// A mixer whose model has work for seconds on the fastest of machines, for minutes on others.
 fn at_work() -> (Model, MixRig) {
     let model = model(Native { steps: 1000, ..TINY });
     let rig = rig(&model, "mix=0.5 creativity=1");
@@ -289,12 +289,12 @@ fn the_latency_is_that_of_the_mode() {
     rig.finish();
 }
 
-/// A live mixer of test sources that make so many frames, so many a second.
-fn live(model: &Model, more: &str, frames: u32, rate: u64) -> MixRig {
+/// A live mixer of test sources that make so many frames of a size, so many a second.
+fn live(model: &Model, more: &str, size: (usize, usize), (frames, rate): (u32, u64)) -> MixRig {
     let source = |pattern: &str| {
         format!(
             "videotestsrc is-live=true num-buffers={frames} pattern={pattern} ! {} ! queue ! mixer.",
-            rgb(SIZE, (rate, 1))
+            rgb(size, (rate, 1))
         )
     };
     let line = format!(
@@ -321,7 +321,7 @@ fn a_live_mix_keeps_its_times_and_shows_what_the_model_made() {
     let _serial = init();
     let model = model(TINY);
     // Much more time than the model needs, on a busy machine as well: what is missing then was collected too late.
-    let rig = live(&model, "mix=0.5 steps=1 guidance-scale=1", 20, 4);
+    let rig = live(&model, "mix=0.5 steps=1 guidance-scale=1", SIZE, (20, 4));
     let outputs = rig.wait_end();
     assert!(outputs.len() >= 18, "{}", outputs.len());
     without_gaps(&outputs, 4);
@@ -333,16 +333,15 @@ fn a_live_mix_keeps_its_times_and_shows_what_the_model_made() {
 #[test]
 fn a_live_mix_that_is_too_slow_crossfades_and_says_so() {
     let _serial = init();
-    // So many steps would take minutes.
+    // So many steps of so large pictures would take minutes; at 64x32 a fast machine makes them in a third of a second.
     let model = model(Native { steps: 1000, ..TINY });
-    let rig = live(&model, "mix=0.5 creativity=1 guidance-scale=3", 40, 10);
+    let rig = live(&model, "mix=0.5 creativity=1 guidance-scale=3", (384, 192), (40, 10));
     let outputs = rig.wait_end();
     assert!(outputs.len() >= 38, "{}", outputs.len());
     without_gaps(&outputs, 10);
-    // Not always the first: where a busy machine starts one source late, fewer steps may be told of before a frame has a pair.
     let degraded = rig.structures("dit-degraded");
-    let crossfades = |it: &gst::Structure| it.get::<String>("action").unwrap() == "crossfade";
-    assert!(degraded.iter().any(crossfades), "{degraded:?}");
+    assert!(!degraded.is_empty());
+    assert_eq!(degraded[0].get::<String>("action").unwrap(), "crossfade");
     let qos = rig.messages().iter().filter(|it| it.type_() == gst::MessageType::Qos).count();
     assert!(qos > 10, "{qos}");
 }
