@@ -261,6 +261,26 @@ fn tags_say_how_it_was_made() {
 }
 
 #[test]
+fn tags_tell_of_another_guidance_at_the_beginning() {
+    let _serial = init();
+    let model = model();
+    let path = model.folder.join("model_index.json");
+    let mut index: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    index["_dit"]["initial_guidance_scale"] = 1.5.into();
+    std::fs::write(&path, index.to_string()).unwrap();
+    for (properties, guidance) in
+        [("", "guidance=1 initial-guidance=1.5"), ("guidance-scale=1", "guidance=1")]
+    {
+        let rig = Rig::new(&model.folder, &format!("num-buffers=1 {properties}"), RGB);
+        assert!(rig.play(), "{:?}", rig.errors());
+        let event = rig.src.static_pad("src").unwrap().sticky_event::<gst::event::Tag>(0).unwrap();
+        let comment = event.tag().get::<gst::tags::Comment>().unwrap().get().to_owned();
+        assert!(comment.ends_with(&format!(" {guidance}")), "{comment}");
+    }
+}
+
+#[test]
 fn duration_and_conversions_are_answered() {
     let _serial = init();
     let model = model();
