@@ -95,6 +95,10 @@ struct VaeArgs {
     /// Weight of the Kullback-Leibler term.
     #[arg(long, default_value_t = 3e-4)]
     kl_weight: f64,
+    /// Most noise on the latents that are decoded, as a share of their standard deviation: a transformer then finds what shows
+    /// in large numbers. 0 for none.
+    #[arg(long, default_value_t = 0.0, conflicts_with = "decoder_of")]
+    latent_noise: f64,
     /// Steps between saved states and contact sheets.
     #[arg(long, default_value_t = 250)]
     save_every: u64,
@@ -120,6 +124,7 @@ impl VaeArgs {
             learning_rate: self.learning_rate,
             decay_steps: self.decay_steps,
             kl_weight: self.kl_weight,
+            latent_noise: self.latent_noise,
             workers: self.workers,
             seed: self.common.seed,
             save_every: self.save_every,
@@ -138,6 +143,9 @@ struct DitArgs {
     /// A `dit-state.safetensors` of another run, or a pipeline folder, from whose weights to start.
     #[arg(long)]
     from: Option<PathBuf>,
+    /// Teach attributes half-way also where a run starts from a pipeline folder, which holds no head for it: for long runs.
+    #[arg(long)]
+    fresh_head: bool,
     /// Heads of 64 channels, which is how wide the transformer is.
     #[arg(long, default_value_t = 6)]
     num_attention_heads: i64,
@@ -191,6 +199,7 @@ impl DitArgs {
             vae: self.vae,
             out: self.common.out,
             from: self.from,
+            fresh_head: self.fresh_head,
             num_attention_heads: self.num_attention_heads,
             num_layers: self.num_layers,
             steps: self.steps,

@@ -21,7 +21,7 @@ const WINDOW_LATENT_FRAMES: i64 = 5;
 /// Pixel frames of the clips that windows are cut from: with what comes after the first second.
 const CLIP_FRAMES: i64 = 33;
 /// How often a still, and a clip, is met before another takes its place; clips cost more to encode.
-const MEETINGS: [f64; 2] = [12.0, 36.0];
+const MEETINGS: [f64; 2] = [24.0, 48.0];
 /// Share of the windows at the start of a clip of which nothing is known.
 const FREE: f64 = 0.2;
 /// Share of the steps on clips that teach the next frame.

@@ -32,6 +32,8 @@ pub struct DitOptions {
     pub out: PathBuf,
     /// A `dit-state.safetensors` of another run, or a pipeline folder, from whose weights to start.
     pub from: Option<PathBuf>,
+    /// Teaches the attributes half-way in a run that starts from a pipeline folder as well, which holds no head for it.
+    pub fresh_head: bool,
     pub num_attention_heads: i64,
     pub num_layers: i64,
     pub steps: u64,
@@ -129,8 +131,11 @@ pub fn train(options: &DitOptions) -> Result<()> {
         Some(from) if from.is_dir() => (Some(from), None),
         state => (None, state),
     };
-    let sources =
+    let mut sources =
         folder.map_or_else(|| Ok(Sources::fresh()), |from| Sources::starting_from(&from))?;
+    if options.fresh_head {
+        sources.attribute_head = Sources::fresh().attribute_head;
+    }
     let plan = plan(options, state);
     let count = worker_count(options.workers, options.device);
     let save = |step| {

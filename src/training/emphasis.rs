@@ -6,20 +6,50 @@ use super::world::draw::{REACH, distance};
 
 /// How much of each cell of one frame, row by row, `width` in a row, the object covers at that time, 0 to 255.
 pub(super) fn outline(plane: &mut [u8], width: usize, scene: &Scene, seconds: f64) {
-    let rows = (plane.len() / width.max(1)) as f32;
+    plane.fill(0);
+    near(plane.len(), width, scene, seconds, 1.0, |at, off| {
+        plane[at] = (255.0 * (0.5 - off).clamp(0.0, 1.0)) as u8;
+    });
+}
+
+/// Weights of the cells of one frame, row by row, `width` in a row: those at most `reach` from where the object ends at that time
+/// become `weight`.
+pub(super) fn mark_outline(
+    plane: &mut [f32],
+    width: usize,
+    scene: &Scene,
+    seconds: f64,
+    (reach, weight): (f32, f32),
+) {
+    near(plane.len(), width, scene, seconds, reach, |at, off| {
+        if off.abs() <= reach {
+            plane[at] = weight;
+        }
+    });
+}
+
+/// Tells `each` of the `cells` of one frame that may lie within `reach` of the object, and how far it is from where that ends, less
+/// than 0 inside, both in cells.
+fn near(
+    cells: usize,
+    width: usize,
+    scene: &Scene,
+    seconds: f64,
+    reach: f32,
+    mut each: impl FnMut(usize, f32),
+) {
+    let rows = (cells / width.max(1)) as f32;
     let aspect = width as f32 / rows;
     let place = scene.placement(seconds, aspect);
     let (sin, cos) = scene.tilt.sin_cos();
-    for (at, cell) in plane.iter_mut().enumerate() {
+    for at in 0..cells {
         let (row, column) = (at / width, at % width);
         let x = ((column as f32 + 0.5) / rows - place.x * aspect) / place.radius;
         let y = ((row as f32 + 0.5) / rows - place.y) / place.radius;
-        if x.abs().max(y.abs()) > REACH + 1.0 / (rows * place.radius) {
-            *cell = 0;
-            continue;
+        if x.abs().max(y.abs()) <= REACH + reach / (rows * place.radius) {
+            let off = distance(scene.attributes.shape, x * cos + y * sin, y * cos - x * sin);
+            each(at, off * rows * place.radius);
         }
-        let off = distance(scene.attributes.shape, x * cos + y * sin, y * cos - x * sin);
-        *cell = (255.0 * (0.5 - off * rows * place.radius).clamp(0.0, 1.0)) as u8;
     }
 }
 
@@ -39,5 +69,31 @@ pub(super) fn mark(plane: &mut [f32], width: usize, scene: &Scene, seconds: f64,
         for column in span(place.x, width) {
             plane[row * width + column] = weight;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::{Shape, Split};
+    use super::*;
+
+    #[test]
+    fn what_lies_around_the_end_of_a_disc_is_marked_on_both_sides() {
+        let mut scene = Scene::from_index(3, Split::Train);
+        scene.attributes.shape = Shape::Circle;
+        let (width, height) = (224, 128);
+        let place = scene.placement(0.5, width as f32 / height as f32);
+        let mut plane = vec![1.0; width * height];
+        mark_outline(&mut plane, width, &scene, 0.5, (2.0, 9.0));
+        let (mut marked, mut inside) = (0, 0);
+        for (at, weight) in plane.iter().enumerate() {
+            let x = (at % width) as f32 + 0.5 - place.x * width as f32;
+            let y = (at / width) as f32 + 0.5 - place.y * height as f32;
+            let off = x.hypot(y) - place.radius * height as f32;
+            assert_eq!(*weight, if off.abs() <= 2.0 { 9.0 } else { 1.0 }, "{off}");
+            marked += usize::from(*weight > 1.0);
+            inside += usize::from(*weight > 1.0 && off < 0.0);
+        }
+        assert!(marked > 100 && inside > marked / 3, "{inside} of {marked}");
     }
 }

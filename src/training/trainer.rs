@@ -17,7 +17,7 @@ use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::{
-    AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
+    AttentionPattern, Timestep, TransformerContext, TransformerInput, WanTransformer3DModel,
     WanTransformer3DModelConfig,
 };
 use crate::models::umt5::{UMT5EncoderModel, Umt5Config};
@@ -71,23 +71,27 @@ impl Models {
         embeds.constant_pad_nd([0, 0, 0, self.max_sequence_length - ids.size()[1]])
     }
 
+    /// What the transformer looks at under these captions.
+    fn context(&self, prompts: &Captions) -> TransformerContext {
+        self.transformer.context(&self.embed(prompts), None)
+    }
+
     /// The transformer's output, flow or clean latents, for noisy latents `[B, C, T, h, w]` at levels `[B, T]`; and its tokens
     /// `[B, N, D]` half-way.
     fn predict(
         &self,
         latents: &Tensor,
         levels: &Tensor,
-        embeds: &Tensor,
+        context: &TransformerContext,
         pattern: AttentionPattern,
     ) -> Result<(Tensor, Tensor)> {
         let s = latents.size();
-        let context = self.transformer.context(embeds, None);
         let layout = self.transformer.layout([s[2], s[3], s[4]], 0, pattern);
         let timesteps = levels * 1000.0;
         let input = TransformerInput {
             hidden_states: latents,
             timestep: Timestep::PerFrame(&timesteps),
-            context: &context,
+            context,
             layout: &layout,
             kv: KvAccess::None,
         };
@@ -373,9 +377,9 @@ impl<B> Worker<B> {
         let noised = Noised::new(batch);
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
-        let embeds = self.models.embed(&batch.captions);
+        let context = self.models.context(&batch.captions);
         let (predicted, tokens) =
-            self.models.predict(&noised.latents, &noised.levels, &embeds, batch.pattern)?;
+            self.models.predict(&noised.latents, &noised.levels, &context, batch.pattern)?;
         let predicted = predicted.narrow(2, noised.before, s[2]);
         let truth = if self.models.predicts_sample { &batch.latents } else { &noised.true_flow };
         let mut off = &predicted - truth;
@@ -398,8 +402,7 @@ impl<B> Worker<B> {
     fn guidance(&self, batch: &Batch, noised: &Noised, predicted: &Tensor) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
         let s = batch.latents.size();
-        let none = self.models.embed(&self.models.nothing);
-        let none = none.expand([s[0], -1, -1], false);
+        let none = self.models.context(&self.models.nothing).repeated(s[0]);
         let (negative, _) =
             self.models.predict(&noised.latents, &noised.levels, &none, batch.pattern)?;
         // Where something else is shown, what no caption makes of it is no measure.
@@ -476,9 +479,9 @@ mod tests {
         let noised = Noised::new(&batch);
         assert_eq!((noised.before, noised.latents.size()[2]), (2, 5));
         let predict = |captions: &Captions| {
-            let embeds = worker.models.embed(captions);
+            let context = worker.models.context(captions);
             let (predicted, _) =
-                worker.models.predict(&noised.latents, &noised.levels, &embeds, pattern).unwrap();
+                worker.models.predict(&noised.latents, &noised.levels, &context, pattern).unwrap();
             predicted.narrow(2, 2, 3)
         };
         let (positive, negative) = (predict(&batch.captions), predict(&captions([""; 3])));

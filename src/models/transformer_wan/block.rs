@@ -113,6 +113,15 @@ impl ContextKv {
         Self { text: share(&self.text), image: self.image.as_ref().map(share) }
     }
 
+    /// The same for each of so many clips, as views.
+    pub fn repeated(&self, clips: i64) -> Self {
+        let repeat = |(key, value): &(Tensor, Tensor)| {
+            let size = [clips, -1, -1, -1];
+            (key.expand(size, false), value.expand(size, false))
+        };
+        Self { text: repeat(&self.text), image: self.image.as_ref().map(repeat) }
+    }
+
     /// Two as one batch; both have images, or none has.
     pub fn stacked(one: &Self, other: &Self) -> Self {
         let stack = |(a, b): &(Tensor, Tensor), (c, d): &(Tensor, Tensor)| {

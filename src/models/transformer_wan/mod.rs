@@ -84,6 +84,12 @@ impl TransformerContext {
         })
     }
 
+    /// The same prompt for each of so many clips; what is given is for one. Controls are left out.
+    pub fn repeated(&self, clips: i64) -> Self {
+        let repeat = |blocks: &[ContextKv]| blocks.iter().map(|b| b.repeated(clips)).collect();
+        Self { blocks: repeat(&self.blocks), vace_blocks: repeat(&self.vace_blocks), control: None }
+    }
+
     /// A copy that shares the tensors, without a control.
     fn shallow_clone(&self) -> Self {
         let share = |blocks: &[ContextKv]| blocks.iter().map(ContextKv::shallow_clone).collect();
