@@ -67,6 +67,26 @@ fn a_decoder_is_taught_alone_and_resumes() {
 }
 
 #[test]
+fn an_autoencoder_is_taught_on_with_noise_on_its_latents() {
+    let out = tempfile::tempdir().unwrap();
+    let from = default_model().join("vae");
+    let options = vae::VaeOptions {
+        decoder_of: None,
+        from: Some(from.clone()),
+        latent_noise: 0.5,
+        ..decoder_of(default_model(), out.path())
+    };
+    vae::train(&options).unwrap();
+    let (before, after) = (tensors(&default_model().join("vae")), tensors(&out.path().join("vae")));
+    let weight = "encoder.conv_in.weight";
+    assert!(before.keys().eq(after.keys()));
+    assert!(
+        before[weight] != after[weight] && after[weight].isfinite().all().int64_value(&[]) == 1
+    );
+    vae::load(&out.path().join("vae"), Device::Cpu).unwrap();
+}
+
+#[test]
 fn a_transformer_that_predicts_the_flow_teaches_no_decoder() {
     let out = tempfile::tempdir().unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ti2v_public");

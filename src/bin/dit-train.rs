@@ -144,7 +144,7 @@ struct DitArgs {
     #[arg(long)]
     from: Option<PathBuf>,
     /// Teach attributes half-way also where a run starts from a pipeline folder, which holds no head for it: for long runs.
-    #[arg(long)]
+    #[arg(long, requires = "from")]
     fresh_head: bool,
     /// Heads of 64 channels, which is how wide the transformer is.
     #[arg(long, default_value_t = 6)]

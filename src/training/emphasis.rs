@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 //! Where a loss looks closer: the object covers about a sixth of a frame, but three of the five attributes are its.
 
-use super::world::Scene;
 use super::world::draw::{REACH, distance};
+use super::world::{Placement, Scene};
 
 /// How much of each cell of one frame, row by row, `width` in a row, the object covers at that time, 0 to 255.
 pub(super) fn outline(plane: &mut [u8], width: usize, scene: &Scene, seconds: f64) {
@@ -29,7 +29,7 @@ pub(super) fn mark_outline(
 }
 
 /// Tells `each` of the `cells` of one frame that may lie within `reach` of the object, and how far it is from where that ends, less
-/// than 0 inside, both in cells.
+/// than 0 inside; distances are in cells.
 fn near(
     cells: usize,
     width: usize,
@@ -42,15 +42,33 @@ fn near(
     let aspect = width as f32 / rows;
     let place = scene.placement(seconds, aspect);
     let (sin, cos) = scene.tilt.sin_cos();
-    for at in 0..cells {
+    for at in around(&place, cells, width, reach) {
         let (row, column) = (at / width, at % width);
         let x = ((column as f32 + 0.5) / rows - place.x * aspect) / place.radius;
         let y = ((row as f32 + 0.5) / rows - place.y) / place.radius;
-        if x.abs().max(y.abs()) <= REACH + reach / (rows * place.radius) {
-            let off = distance(scene.attributes.shape, x * cos + y * sin, y * cos - x * sin);
-            each(at, off * rows * place.radius);
-        }
+        let off = distance(scene.attributes.shape, x * cos + y * sin, y * cos - x * sin);
+        each(at, off * rows * place.radius);
     }
+}
+
+/// Those of the `cells` of one frame, row by row, `width` in a row, that lie in the square around an object, `more` cells larger on
+/// each side.
+fn around(
+    place: &Placement,
+    cells: usize,
+    width: usize,
+    more: f32,
+) -> impl Iterator<Item = usize> + use<> {
+    let height = cells / width.max(1);
+    let reach = place.radius * REACH * height as f32 + more;
+    let span = |centre: f32, cells: usize| {
+        let centre = centre * cells as f32 - 0.5;
+        let last = (centre + reach).floor().min(cells as f32 - 1.0);
+        ((centre - reach).ceil().max(0.0) as usize)..((last + 1.0).max(0.0) as usize)
+    };
+    let columns = span(place.x, width);
+    span(place.y, height)
+        .flat_map(move |row| columns.clone().map(move |column| row * width + column))
 }
 
 /// Weights of the cells (pixels, latents) of one frame, row by row, `width` in a row: those of the square around the object
@@ -59,16 +77,8 @@ pub(super) fn mark(plane: &mut [f32], width: usize, scene: &Scene, seconds: f64,
     let height = plane.len() / width.max(1);
     let place = scene.placement(seconds, width as f32 / height as f32);
     // Half a cell more, as cells are touched that hardly hold any of it.
-    let reach = place.radius * REACH * height as f32 + 0.5;
-    let span = |centre: f32, cells: usize| {
-        let centre = centre * cells as f32 - 0.5;
-        let last = (centre + reach).floor().min(cells as f32 - 1.0);
-        ((centre - reach).ceil().max(0.0) as usize)..((last + 1.0).max(0.0) as usize)
-    };
-    for row in span(place.y, height) {
-        for column in span(place.x, width) {
-            plane[row * width + column] = weight;
-        }
+    for at in around(&place, plane.len(), width, 0.5) {
+        plane[at] = weight;
     }
 }
 

@@ -11,6 +11,7 @@ use super::ahead::{Ahead, makers};
 use super::clock::Clock;
 use super::crew::{Crew, Losses, Work, worker_count};
 use super::emphasis;
+use super::eval::pixels;
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use super::redraw::Redrawer;
@@ -20,6 +21,7 @@ use crate::models::autoencoder_kl_wan::{
     AutoencoderKLWan, AutoencoderKLWanConfig, DiagonalGaussian,
 };
 use crate::nn::conv3d::FeatureCaches;
+use crate::pipeline::torch_noise;
 use crate::weights::{Checkpoint, Parameters, Source, safetensors};
 
 /// Options of `dit-train vae`.
@@ -421,15 +423,13 @@ fn reconstruct(vae: &AutoencoderKLWan, images: bool, options: &VaeOptions) -> Re
         .collect();
     let video = Tensor::stack(&clips, 0).to_device(options.device);
     let latents = vae.encode(&video, &mut FeatureCaches::default()).mean;
-    let noise = latents.randn_like() * latents.std(true) * SHOWN_NOISE;
+    // The same noise every time: figures compare, and training draws what it would have drawn.
+    let noise = torch_noise(0, &latents.size()).to_device(options.device);
+    let noise = noise * latents.std(true) * SHOWN_NOISE;
     let [decoded, noised] = [&latents, &(&latents + noise)]
         .map(|latents| vae.decode(latents, &mut FeatureCaches::default()));
     sheet::write(&options.out.join("vae.png"), &[&video, &decoded, &noised], 4)?;
-    Ok([decoded, noised].map(|decoded| {
-        // Peak to peak is 2.
-        let error = (&decoded - &video).square().mean(Kind::Float).double_value(&[]);
-        10.0 * (4.0 / error).log10()
-    }))
+    Ok([decoded, noised].map(|decoded| pixels::psnr(pixels::squared_error(&decoded, &video))))
 }
 
 /// One mean and one standard deviation for all channels: channels keep their relative energy, so that
@@ -466,7 +466,6 @@ fn write_folder(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::torch_noise;
 
     /// A share of the deviation, so that larger latents gain nothing.
     #[test]

@@ -6,7 +6,7 @@
 
 mod clips;
 mod long;
-mod pixels;
+pub(super) mod pixels;
 mod report;
 pub mod scaling;
 mod score;

@@ -6,13 +6,13 @@ use tch::{Device, Kind, Tensor};
 use crate::pipeline::RgbFrame;
 
 /// Mean squared error of two videos in [-1, 1], as a share of the squared range.
-pub(super) fn squared_error(a: &Tensor, b: &Tensor) -> f64 {
+pub(in crate::training) fn squared_error(a: &Tensor, b: &Tensor) -> f64 {
     // Peak to peak is 2.
     (a - b).square().mean(Kind::Float).double_value(&[]) / 4.0
 }
 
 /// Peak signal-to-noise ratio in dB of an error from [`squared_error`].
-pub(super) fn psnr(squared_error: f64) -> f64 {
+pub(in crate::training) fn psnr(squared_error: f64) -> f64 {
     -10.0 * squared_error.max(1e-12).log10()
 }
 
