@@ -267,7 +267,8 @@ pub(super) fn run<B: Batches>(
     let outcome = std::thread::scope(|scope| {
         let crew = Crew::start(scope, crew);
         let progress =
-            Progress::new(plan.name, plan.steps, optimiser.steps(), optimiser.parameter_count());
+            Progress::new(plan.name, plan.steps, optimiser.steps(), optimiser.parameter_count())
+                .within(plan.seconds);
         let mut average: Option<Losses> = None;
         let clock = Clock::new(plan.steps, plan.seconds)?;
         let mut done = clock.at(optimiser.steps()) >= plan.steps;

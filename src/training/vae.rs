@@ -121,7 +121,8 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     }
     optimiser.set_threads(workers);
     let progress =
-        Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count());
+        Progress::new("vae", options.steps, optimiser.steps(), optimiser.parameter_count())
+            .within(options.seconds);
     steps(options, (&vae, models), parameters, &mut optimiser, &progress)?;
     optimiser.swap_averages();
     if pretrained.is_none() {
