@@ -52,11 +52,8 @@ const NEAREST: f32 = 2.0;
 const LARGEST: f32 = 0.5;
 /// How much larger than the world's an object may be at any time: outlines are learnt where there is room for them.
 const LARGER: f32 = 0.4;
-/// How much more latents that the object touches count than others, where it stands out as much as `USUAL_CONTRAST` or more; one that
-/// stands out less, whose errors are as much smaller, counts up to `MOST_FAINT` times that.
+/// How much more latents that the object touches count than others.
 const OBJECT_WEIGHT: f32 = 8.0;
-const USUAL_CONTRAST: f32 = 0.3;
-const MOST_FAINT: f32 = 4.0;
 /// Frames encoded in one call.
 const ENCODE_FRAMES: i64 = 33;
 
@@ -138,10 +135,8 @@ impl Bucket {
     fn entry(&self, scene: &Scene, latents: Tensor, other: Option<(Tensor, Exchanged)>) -> Entry {
         let size = latents.size();
         let aspect = self.shape.width as f32 / self.shape.height as f32;
-        let faint = USUAL_CONTRAST / scene.contrast(0.0, aspect).max(1e-3);
-        let weight = OBJECT_WEIGHT * faint.clamp(1.0, MOST_FAINT);
         Entry {
-            weights: object_weights(scene, &size, weight),
+            weights: object_weights(scene, &size),
             attributes: scene.attributes,
             places: places(scene, size[1], aspect),
             outlines: outlines(scene, &size),
@@ -175,15 +170,15 @@ fn simpler(mut scene: Scene, ease: f32, still: bool) -> Scene {
     scene
 }
 
-/// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip: those that the object touches count `weight`, others 1.
-fn object_weights(scene: &Scene, size: &[i64], weight: f32) -> Tensor {
+/// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip: those that the object touches count more.
+fn object_weights(scene: &Scene, size: &[i64]) -> Tensor {
     let (frames, height, width) = (size[1], size[2], size[3]);
     let mut weights = vec![1.0; (frames * height * width) as usize];
     // Latent frame 0 is one frame of video, every other is four.
     for frame in 0..=4 * (frames - 1) {
         let first = (frame + 3) / 4 * height * width;
         let plane = &mut weights[first as usize..][..(height * width) as usize];
-        emphasis::mark(plane, width as usize, scene, frame as f64 / FRAME_RATE, weight);
+        emphasis::mark(plane, width as usize, scene, frame as f64 / FRAME_RATE, OBJECT_WEIGHT);
     }
     Tensor::from_slice(&weights).view([1, frames, height, width])
 }
@@ -250,7 +245,7 @@ mod tests {
         scene.start = [0.25, 0.5];
         scene.amount = 0.5;
         scene.radius = 0.15;
-        let weights = object_weights(&scene, &[48, 5, 8, 14], OBJECT_WEIGHT);
+        let weights = object_weights(&scene, &[48, 5, 8, 14]);
         assert_eq!(weights.size(), [1, 5, 8, 14]);
         let heavy = weights.gt(1.0);
         let places = places(&scene, 5, 1.75);

@@ -13,8 +13,6 @@ const CELLS: usize = 32;
 const BLOCKS: usize = 16;
 /// Samples per side of a block in pixel art.
 const BLOCK_SAMPLES: usize = 5;
-/// Height in pixels at which contrast is measured.
-const CONTRAST_HEIGHT: usize = 48;
 /// Distance between the levels of a channel in pixel art.
 const LEVEL: f32 = 255.0 / 7.0;
 
@@ -49,22 +47,6 @@ impl Scene {
         if !out.is_empty() {
             Painter::new(self, width, height).paint(seconds, out);
         }
-    }
-
-    /// How much the object stands out from what is behind it at the time `seconds` in a frame of that aspect ratio: the mean
-    /// difference of the pixels that it covers, 0 to 1; 0 where none of it is seen.
-    pub fn contrast(&self, seconds: f64, aspect: f32) -> f32 {
-        let width = (aspect * CONTRAST_HEIGHT as f32).round() as usize;
-        let mut canvas = Canvas::new(self, [width.max(1), CONTRAST_HEIGHT], aspect);
-        canvas.paint_behind(seconds as f32);
-        let behind = canvas.pixels.clone();
-        canvas.object(self, seconds);
-        let differences =
-            canvas.pixels.chunks_exact(3).zip(behind.chunks_exact(3)).map(|(a, b)| {
-                a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f32>() / (3.0 * 255.0)
-            });
-        let covered: Vec<f32> = differences.filter(|difference| *difference > 0.0).collect();
-        covered.iter().sum::<f32>() / covered.len().max(1) as f32
     }
 }
 
@@ -185,15 +167,7 @@ impl Canvas {
     }
 
     fn paint(&mut self, scene: &Scene, seconds: f64) {
-        self.paint_behind(seconds as f32);
-        self.object(scene, seconds);
-        for value in &mut self.pixels {
-            *value = value.clamp(0.0, 255.0);
-        }
-    }
-
-    /// All but the object.
-    fn paint_behind(&mut self, t: f32) {
+        let t = seconds as f32;
         self.fill_grid(t);
         self.fill_pixels();
         let stars: Vec<Star> = self.backdrop.stars().to_vec();
@@ -203,6 +177,10 @@ impl Canvas {
         let leaves: Vec<Leaf> = self.look.leaves_at(t).collect();
         for leaf in leaves {
             self.leaf(leaf);
+        }
+        self.object(scene, seconds);
+        for value in &mut self.pixels {
+            *value = value.clamp(0.0, 255.0);
         }
     }
 

@@ -206,27 +206,3 @@ fn every_second_scene_shows_a_favoured_word() {
     assert_eq!(Scene::favouring(7, Split::Train, &[]), Scene::from_index(7, Split::Train));
     assert!(word("hexagon").unwrap_err().to_string().contains("hexagon"));
 }
-
-#[test]
-fn an_object_of_the_backgrounds_own_colour_stands_out_least() {
-    let contrast = |colour, background| {
-        let (shape, motion, style) = (Shape::Circle, Motion::Still, Style::None);
-        let attributes = Attributes { colour, shape, motion, background, style };
-        Scene::with_attributes(attributes, 1).contrast(0.0, 1.75)
-    };
-    for (like, background) in [
-        (Colour::White, Background::Snow),
-        (Colour::Black, Background::Night),
-        (Colour::Green, Background::Grass),
-    ] {
-        let faint = contrast(like, background);
-        assert!((0.02..0.15).contains(&faint), "{faint}");
-        for &colour in Colour::ALL {
-            assert!(contrast(colour, background) >= faint, "{} {background:?}", colour.name());
-        }
-    }
-    assert!(contrast(Colour::Black, Background::Snow) > 0.6);
-    let mut gone = Scene::from_index(1, Split::Train);
-    (gone.attributes.motion, gone.start) = (Motion::Still, [0.5, 9.0]);
-    assert_eq!(gone.contrast(0.0, 1.75), 0.0);
-}
