@@ -442,12 +442,10 @@ mod tests {
         }
     }
 
-    /// What is learnt is the truth and this: the output that reproduces itself is what guidance of that scale makes.
-    #[test]
-    fn learnt_guidance_is_a_share_of_the_way_from_no_caption() {
+    /// Parameters that start from the default model, and what models of them are built from.
+    fn of_the_default_model() -> (Sources, Blueprint) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default");
         let info = FolderInfo::open(&folder).unwrap();
-        let sources = Sources::starting_from(&folder).unwrap();
         let blueprint = Blueprint {
             transformer: info.transformer,
             text_encoder: info.text_encoder,
@@ -457,14 +455,50 @@ mod tests {
             guidance_scale: 4.0,
             device: Device::Cpu,
         };
+        (Sources::starting_from(&folder).unwrap(), blueprint)
+    }
+
+    fn captions(blueprint: &Blueprint, captions: &[&str]) -> Captions {
+        let tokenizer = PromptTokenizer::from_folder(&blueprint.tokenizer).unwrap();
+        let captions: Vec<String> = captions.iter().copied().map(String::from).collect();
+        Captions::new(&tokenizer, &captions, blueprint.max_sequence_length).unwrap()
+    }
+
+    fn off(a: &Tensor, b: &Tensor) -> f64 {
+        (a - b).abs().max().double_value(&[])
+    }
+
+    /// Whatever a model made of its parameters when it was built would stay behind when the optimiser moves their data.
+    #[test]
+    fn models_follow_their_parameters() {
+        let (sources, blueprint) = of_the_default_model();
+        let trained = sources.models(&blueprint).unwrap();
+        let latents = torch_noise(1, &[1, 48, 1, 4, 4]);
+        let levels = Tensor::from_slice(&[0.8f32]).view([1, 1]);
+        let caption = captions(&blueprint, &["a star"]);
+        let made = |models: &Models| {
+            let context = models.context(&caption);
+            models.predict(&latents, &levels, &context, AttentionPattern::Full).unwrap().0
+        };
+        let mut optimiser = AdamW::new(sources.named(), Hyper::default());
+        let (embeds, before) = (trained.embed(&caption).detach(), made(&trained).detach());
+        made(&trained).square().mean(Kind::Float).backward();
+        optimiser.step(1e-3);
+        let _no_grad = tch::no_grad_guard();
+        let anew = sources.models(&blueprint).unwrap();
+        assert!(off(&trained.embed(&caption), &embeds) > 1e-3);
+        assert!(off(&made(&trained), &before) > 1e-2);
+        assert!(off(&made(&trained), &made(&anew)) < 1e-5);
+    }
+
+    /// What is learnt is the truth and this: the output that reproduces itself is what guidance of that scale makes.
+    #[test]
+    fn learnt_guidance_is_a_share_of_the_way_from_no_caption() {
+        let (sources, blueprint) = of_the_default_model();
         let models = sources.models(&blueprint).unwrap();
         let worker = Worker { models, batches: Nothing, share: 1.0 };
         let pattern = AttentionPattern::NextBlock { block_latent_frames: 1 };
         let latents = torch_noise(1, &[3, 48, 3, 4, 4]);
-        let tokenizer = PromptTokenizer::from_folder(&blueprint.tokenizer).unwrap();
-        let captions = |captions: [&str; 3]| {
-            Captions::new(&tokenizer, &captions.map(String::from), 64).unwrap()
-        };
         let batch = Batch {
             shown: latents.shallow_clone(),
             shown_otherwise: vec![false, false, true],
@@ -472,7 +506,7 @@ mod tests {
             weights: Tensor::ones([3, 1, 3, 4, 4], (Kind::Float, Device::Cpu)),
             levels: Tensor::from_slice(&[0.0f32, 0.7, 0.5, 0.9, 0.3, 1.0, 0.4, 0.6, 0.8])
                 .view([3, 3]),
-            captions: captions(["a red circle over the sea", "", "a star"]),
+            captions: captions(&blueprint, &["a red circle over the sea", "", "a star"]),
             truth: None,
             pattern,
         };
@@ -485,10 +519,10 @@ mod tests {
                 worker.models.predict(&noised.latents, &noised.levels, &context, pattern).unwrap();
             predicted.narrow(2, 2, 3)
         };
-        let (positive, negative) = (predict(&batch.captions), predict(&captions([""; 3])));
+        let nothing = captions(&blueprint, &[""; 3]);
+        let (positive, negative) = (predict(&batch.captions), predict(&nothing));
         let guidance = worker.guidance(&batch, &noised, &positive).unwrap();
         let expected = (&positive - &negative) * 0.75;
-        let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         assert!(off(&guidance.get(0), &expected.get(0)) < 1e-5);
         assert!(expected.get(0).abs().max().double_value(&[]) > 1e-2);
         for at in [1, 2] {
