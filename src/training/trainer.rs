@@ -468,9 +468,9 @@ mod tests {
         (a - b).abs().max().double_value(&[])
     }
 
-    /// Whatever a model made of its parameters when it was built would stay behind when the optimiser moves their data.
+    /// As the autoencoder does by the test beside the optimiser.
     #[test]
-    fn models_follow_their_parameters() {
+    fn transformer_and_text_encoder_follow_their_parameters() {
         let (sources, blueprint) = of_the_default_model();
         let trained = sources.models(&blueprint).unwrap();
         let latents = torch_noise(1, &[1, 48, 1, 4, 4]);
