@@ -117,6 +117,7 @@ fn a_transformer_is_taught_on_from_a_folder() {
         learning_rate: 1e-3,
         decay_steps: 0,
         batch_tokens: 140,
+        half_attention: true,
         workers: 1,
         seed: 3,
         device: Device::Cpu,

@@ -181,6 +181,9 @@ struct DitArgs {
     /// Tokens of video in a batch.
     #[arg(long, default_value_t = 840)]
     batch_tokens: i64,
+    /// Compute attention, and nothing else, in bfloat16, which GPUs have faster kernels for.
+    #[arg(long)]
+    half_attention: bool,
     /// Threads that make a share of each batch; 0 for one a core, or one on a GPU.
     #[arg(long, default_value_t = 0)]
     workers: usize,
@@ -212,6 +215,7 @@ impl DitArgs {
             learning_rate: self.learning_rate,
             decay_steps: self.decay_steps,
             batch_tokens: self.batch_tokens,
+            half_attention: self.half_attention,
             workers: self.workers,
             seed: self.common.seed,
             save_every: self.save_every,

@@ -111,9 +111,7 @@ impl RmsNorm {
 
     /// `[.., dim]` to `[.., dim]` in the kind of `x`: one cast at the end, as torch does.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let kind = x.kind();
-        let x = x.to_kind(Kind::Float);
-        let scale = (x.square().mean_dim(-1, true, Kind::Float) + self.eps).rsqrt();
-        (x * scale * self.weight.to_kind(Kind::Float)).to_kind(kind)
+        let weight = self.weight.to_kind(x.kind());
+        x.rms_norm([self.weight.size()[0]], Some(&weight), self.eps)
     }
 }

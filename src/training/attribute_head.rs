@@ -8,6 +8,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::batch::moved;
 use super::world::{Attributes, Background, Colour, Motion, Shape, Style};
 use crate::error::Result;
 use crate::weights::{Init, Weights};
@@ -164,8 +165,8 @@ impl AttributeHead {
 fn seen_from_tokens(places: &Tensor, [frames, height, width]: [i64; 3]) -> Tensor {
     let options = (Kind::Float, places.device());
     let (h, w) = (height as f64, width as f64);
-    let scale =
-        Tensor::from_slice(&[w, h, h, w, h, h]).to_kind(Kind::Float).to_device(places.device());
+    let scale = Tensor::from_slice(&[w, h, h, w, h, h]).to_kind(Kind::Float);
+    let scale = moved(&scale, places.device());
     let scaled = (places * scale).view([-1, frames, 1, 1, PLACE]);
     let x = (Tensor::arange(width, options) + 0.5).view([1, width]).expand([height, width], false);
     let y =

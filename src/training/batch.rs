@@ -119,8 +119,8 @@ pub(super) struct Batch {
     pub latents: Tensor,
     /// What is noised, `[B, z, T, h, w]`: the same, or, where the caption says how it should be, something else.
     pub shown: Tensor,
-    /// Whether that is something else.
-    pub shown_otherwise: Vec<bool>,
+    /// The numbers `[n]` of the clips that guidance is learnt of: those that show the truth under a caption that says something.
+    pub guided: Tensor,
     /// How much each latent counts in the loss, `[B, 1, T, h, w]`.
     pub weights: Tensor,
     /// `[B, T]` in [0, 1]; 0 where a frame is known.
@@ -132,9 +132,17 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// The numbers of the clips that guidance is learnt of. Where something else is shown, what no caption makes of it is no
+    /// measure.
+    pub fn guided(captions: &Captions, shown_otherwise: &[bool]) -> Tensor {
+        let said = captions.empty.iter().zip(shown_otherwise);
+        let numbers = (0i64..).zip(said).filter(|(_, (empty, otherwise))| !**empty && !**otherwise);
+        Tensor::from_slice(&numbers.map(|(number, _)| number).collect::<Vec<_>>())
+    }
+
     /// The same on a device.
     pub fn to_device(&self, device: Device) -> Self {
-        let moved = |t: &Tensor| t.to_device(device);
+        let moved = |t: &Tensor| moved(t, device);
         let truth = self.truth.as_ref().map(|truth| Truth {
             attributes: moved(&truth.attributes),
             places: moved(&truth.places),
@@ -143,13 +151,21 @@ impl Batch {
         Self {
             latents: moved(&self.latents),
             shown: moved(&self.shown),
-            shown_otherwise: self.shown_otherwise.clone(),
+            guided: moved(&self.guided),
             weights: moved(&self.weights),
             levels: moved(&self.levels),
             captions: self.captions.to_device(device),
             truth,
             pattern: self.pattern,
         }
+    }
+}
+
+/// A copy on a device. For a GPU it goes by way of pinned memory: neither this thread nor the work that the GPU has waits for it.
+pub(super) fn moved(t: &Tensor, device: Device) -> Tensor {
+    match device {
+        Device::Cpu => t.shallow_clone(),
+        _ => t.pin_memory(device).to_device_(device, t.kind(), true, false),
     }
 }
 
@@ -191,7 +207,7 @@ impl Captions {
 
     /// The same on a device.
     pub fn to_device(&self, device: Device) -> Self {
-        let (ids, mask) = (self.ids.to_device(device), self.mask.to_device(device));
+        let (ids, mask) = (moved(&self.ids, device), moved(&self.mask, device));
         Self { ids, mask, empty: self.empty.clone() }
     }
 }
@@ -393,7 +409,9 @@ impl Batches for Sampler {
             levels.extend(own);
         }
         let longest = self.options.max_sequence_length;
+        let captions = Captions::new(&self.tokenizer, &captions, longest)?;
         let batch = Batch {
+            guided: Batch::guided(&captions, &shown_otherwise),
             truth: Some(Truth {
                 attributes: Tensor::from_slice(&attributes).view([size, -1]),
                 places: Tensor::stack(&places, 0),
@@ -401,10 +419,9 @@ impl Batches for Sampler {
             }),
             latents: Tensor::stack(&latents, 0),
             shown: Tensor::stack(&shown, 0),
-            shown_otherwise,
             weights: Tensor::stack(&weights, 0),
             levels: Tensor::from_slice(&levels).view([size, frames]),
-            captions: Captions::new(&self.tokenizer, &captions, longest)?,
+            captions,
             pattern: task.pattern(&mut draws),
         };
         Ok(batch.to_device(self.options.device))

@@ -55,6 +55,8 @@ pub struct DitOptions {
     pub decay_steps: u64,
     /// Tokens of video in a batch.
     pub batch_tokens: i64,
+    /// Whether attention is computed in bfloat16.
+    pub half_attention: bool,
     /// Threads that make a share of each batch; 0 for one a core, or one on a GPU.
     pub workers: usize,
     pub seed: u64,
@@ -125,6 +127,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
         max_sequence_length: MAX_SEQUENCE_LENGTH,
         predicts_sample: true,
         guidance_scale: options.guidance_scale,
+        half_attention: options.half_attention,
         device: options.device,
     };
     let (folder, state) = match options.from.clone() {

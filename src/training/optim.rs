@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MPL-2.0
 //! AdamW with a running average of the weights, whose whole state can be saved and resumed exactly.
 //!
-//! All parameters live in two long vectors, of which tensors are views: a step is then a few operations on whole vectors, where
-//! one for each of some hundred small tensors would keep a GPU waiting for their launches.
+//! All parameters live in two long vectors, of which tensors are views, and so do their gradients: a step is then a few
+//! operations on whole vectors, where one for each of some hundred small tensors would keep a GPU waiting for their launches.
 //!
 //! AdamW follows Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (arXiv 1711.05101).
 
@@ -61,9 +61,10 @@ struct Group {
     all: Moments,
     /// Whether weights decay.
     decays: bool,
-    /// The name and the number of elements of each, in order; gaps up to the next start are zeros.
-    spans: Vec<(String, usize)>,
-    gap: Tensor,
+    /// Of all parameters; zeros where there is none, and in the gaps between them.
+    gradient: Tensor,
+    /// Each parameter with its part of that, a view of its shape.
+    parts: Vec<(Tensor, Tensor)>,
 }
 
 impl Group {
@@ -75,39 +76,34 @@ impl Group {
         let total: i64 = parameters.iter().map(|(_, p)| padded(p)).sum();
         let zeros = || Tensor::zeros([total], options);
         let all = Moments { parameter: zeros(), mean: zeros(), square: zeros(), ema: zeros() };
-        let (mut start, mut spans, mut entries) = (0, Vec::new(), Vec::new());
+        let gradient = zeros();
+        let (mut start, mut parts, mut entries) = (0, Vec::new(), Vec::new());
         for (name, mut parameter) in parameters {
-            let length = parameter.numel();
-            let part = all.narrow(start, length as i64);
+            let length = parameter.numel() as i64;
+            let part = all.narrow(start, length);
             let view = |t: &Tensor| t.view(parameter.size().as_slice());
             let (mut data, mut ema) = (view(&part.parameter), view(&part.ema));
             data.copy_(&parameter);
             ema.copy_(&parameter);
             let (mean, square) = (view(&part.mean), view(&part.square));
+            let gradient = view(&gradient.narrow(0, start, length));
             parameter.set_data(&data);
             start += padded(&parameter);
-            spans.push((name.clone(), length));
+            parts.push((parameter.shallow_clone(), gradient));
             entries.push((name, Moments { parameter, mean, square, ema }));
         }
-        (Self { all, decays, spans, gap: Tensor::zeros([ALIGNMENT as i64], options) }, entries)
+        (Self { all, decays, gradient, parts }, entries)
     }
 
-    /// The gradients of all parameters in one vector; zeros where there is none.
-    fn gradient(&self, entries: &BTreeMap<String, Moments>) -> Tensor {
-        let mut pieces = Vec::new();
-        for (name, length) in &self.spans {
-            let grad = entries[name].parameter.grad();
-            let zeros = || Tensor::zeros([*length as i64], (self.gap.kind(), self.gap.device()));
-            pieces.push(if grad.defined() { grad.reshape([-1]) } else { zeros() });
-            let gap = length.next_multiple_of(ALIGNMENT) - length;
-            if gap > 0 {
-                pieces.push(self.gap.narrow(0, 0, gap as i64));
+    /// Makes the gradients that backward passes have made parts of the vector, to which later ones then add.
+    fn gather_gradients(&mut self) {
+        for (parameter, part) in &mut self.parts {
+            let mut grad = parameter.grad();
+            if grad.defined() && grad.data_ptr() != part.data_ptr() {
+                part.copy_(&grad);
+                grad.set_data(part);
             }
         }
-        if pieces.is_empty() {
-            return self.gap.narrow(0, 0, 0);
-        }
-        Tensor::cat(&pieces, 0)
     }
 }
 
@@ -207,23 +203,20 @@ impl AdamW {
         self.step += 1;
         let update = Update::new(&self.hyper, self.step, learning_rate);
         let _no_grad = tch::no_grad_guard();
-        let grads = self.groups.each_ref().map(|group| group.gradient(&self.entries));
-        let squares = grads.each_ref().map(|grad| grad.dot(grad));
-        let norm = (&squares[0] + &squares[1]).sqrt().double_value(&[]);
-        if norm.is_finite() {
-            let clip = (self.hyper.clip_norm / (norm + 1e-6)).min(1.0);
-            for (group, mut grad) in self.groups.iter().zip(grads) {
-                if clip < 1.0 {
-                    let _ = grad.g_mul_scalar_(clip);
-                }
-                share(group, &grad, &update, self.threads);
-            }
+        for group in &mut self.groups {
+            group.gather_gradients();
         }
-        for e in self.entries.values() {
-            let mut grad = e.parameter.grad();
-            if grad.defined() {
-                let _ = grad.zero_();
+        let squares = self.groups.each_ref().map(|group| group.gradient.dot(&group.gradient));
+        let norm = (&squares[0] + &squares[1]).sqrt().double_value(&[]);
+        let clip = (self.hyper.clip_norm / (norm + 1e-6)).min(1.0);
+        for group in &mut self.groups {
+            if norm.is_finite() {
+                if clip < 1.0 {
+                    let _ = group.gradient.g_mul_scalar_(clip);
+                }
+                share(group, &update, self.threads);
             }
+            let _ = group.gradient.zero_();
         }
         norm
     }
@@ -324,7 +317,8 @@ impl AdamW {
 }
 
 /// Applies an update to a group, a share of it on each of so many threads.
-fn share(group: &Group, grad: &Tensor, update: &Update, threads: usize) {
+fn share(group: &Group, update: &Update, threads: usize) {
+    let grad = &group.gradient;
     let total = grad.numel();
     let length = total.div_ceil(threads).max(1);
     let mut parts: Vec<(Moments, Tensor)> = (0..total)

@@ -3,6 +3,7 @@
 //! and the loop that steps, saves and resumes. What differs is data: where parameters start, which of them are
 //! trained, and where batches come from.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -17,8 +18,8 @@ use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::{
-    AttentionPattern, Timestep, TransformerContext, TransformerInput, WanTransformer3DModel,
-    WanTransformer3DModelConfig,
+    AttentionPattern, Timestep, TokenLayout, TransformerContext, TransformerInput,
+    WanTransformer3DModel, WanTransformer3DModelConfig,
 };
 use crate::models::umt5::{UMT5EncoderModel, Umt5Config};
 use crate::nn::attention::KvAccess;
@@ -47,6 +48,8 @@ pub struct Blueprint {
     pub predicts_sample: bool,
     /// Guidance that is learnt, so that sampling needs none; 1 for none.
     pub guidance_scale: f64,
+    /// Whether attention is computed in bfloat16.
+    pub half_attention: bool,
     pub device: Device,
 }
 
@@ -60,7 +63,6 @@ pub struct Models {
     max_sequence_length: i64,
     predicts_sample: bool,
     guidance_scale: f64,
-    device: Device,
 }
 
 impl Models {
@@ -83,16 +85,14 @@ impl Models {
         latents: &Tensor,
         levels: &Tensor,
         context: &TransformerContext,
-        pattern: AttentionPattern,
+        layout: &TokenLayout,
     ) -> Result<(Tensor, Tensor)> {
-        let s = latents.size();
-        let layout = self.transformer.layout([s[2], s[3], s[4]], 0, pattern);
         let timesteps = levels * 1000.0;
         let input = TransformerInput {
             hidden_states: latents,
             timestep: Timestep::PerFrame(&timesteps),
             context,
-            layout: &layout,
+            layout,
             kv: KvAccess::None,
         };
         let half_way = (self.transformer.config().num_layers / 2) as usize;
@@ -104,6 +104,26 @@ impl Models {
             Ok(())
         })?;
         Ok((predicted, tokens))
+    }
+
+    /// What to add to the truth, for the clips that guidance is learnt of, so that the transformer's own output becomes what
+    /// guidance would make of it: its distance from what it makes of no caption (Tang et al., "Diffusion Models without
+    /// Classifier-free Guidance", arXiv 2502.12154). With a share of `1 - 1 / scale` the output that reproduces itself is
+    /// `negative + scale * (truth - negative)`.
+    fn guidance(
+        &self,
+        batch: &Batch,
+        noised: &Noised,
+        predicted: &Tensor,
+        layout: &TokenLayout,
+    ) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let of_guided = |t: &Tensor| t.index_select(0, &batch.guided);
+        let none = self.context(&self.nothing).repeated(batch.guided.size()[0]);
+        let (latents, levels) = (of_guided(&noised.latents), of_guided(&noised.levels));
+        let (negative, _) = self.predict(&latents, &levels, &none, layout)?;
+        let negative = negative.narrow(2, noised.before, predicted.size()[2]);
+        Ok((of_guided(predicted) - negative) * (1.0 - 1.0 / self.guidance_scale))
     }
 }
 
@@ -170,11 +190,15 @@ impl Sources {
             *blueprint;
         let tokenizer = PromptTokenizer::from_folder(&blueprint.tokenizer)?;
         let nothing = Captions::new(&tokenizer, &[String::new()], max_sequence_length)?;
+        let transformer = WanTransformer3DModel::new(
+            &self.transformer.weights(Kind::Float, device),
+            &blueprint.transformer,
+        )?;
         Ok(Models {
-            transformer: WanTransformer3DModel::new(
-                &self.transformer.weights(Kind::Float, device),
-                &blueprint.transformer,
-            )?,
+            transformer: match blueprint.half_attention {
+                true => transformer.attending_in(Kind::BFloat16),
+                false => transformer,
+            },
             text_encoder: UMT5EncoderModel::new(
                 &self.text_encoder.weights(Kind::Float, device),
                 &blueprint.text_encoder,
@@ -192,7 +216,6 @@ impl Sources {
             max_sequence_length,
             predicts_sample,
             guidance_scale,
-            device,
         })
     }
 }
@@ -256,7 +279,7 @@ pub(super) fn run<B: Batches>(
         .zip(crew)
         .map(|(number, models)| {
             let batches = batches(number, optimiser.steps())?;
-            Ok(Worker { models, batches, share: 1.0 / workers as f64 })
+            Ok(Worker { models, layouts: Layouts::new(), batches, share: 1.0 / workers as f64 })
         })
         .collect::<Result<Vec<_>>>()?;
     // New threads take over this number: with several workers each computes alone, and idle helpers of libtorch
@@ -306,9 +329,13 @@ pub(super) fn run<B: Batches>(
     outcome
 }
 
+/// Those of windows met so far, by latent frames, rows and columns.
+type Layouts = BTreeMap<([i64; 3], AttentionPattern), TokenLayout>;
+
 /// One thread's share of every step: its own clips and graph, but the same parameters.
 struct Worker<B> {
     models: Models,
+    layouts: Layouts,
     batches: B,
     /// Part of the gradient that this worker's batch makes.
     share: f64,
@@ -374,18 +401,24 @@ impl<B> Worker<B> {
     /// not even copy; the error is weighted as that of the flow (Li and He, arXiv 2511.13720).
     ///
     /// Beside it, where clips come with their attributes, how badly tokens half-way tell these.
-    fn loss(&self, batch: &Batch) -> Result<(Tensor, Option<[Tensor; 2]>)> {
+    fn loss(&mut self, batch: &Batch) -> Result<(Tensor, Option<[Tensor; 2]>)> {
         let noised = Noised::new(batch);
         let s = batch.latents.size();
+        let shape = [s[2] + noised.before, s[3], s[4]];
+        let layout = self
+            .layouts
+            .entry((shape, batch.pattern))
+            .or_insert_with(|| self.models.transformer.layout(shape, 0, batch.pattern));
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
         let context = self.models.context(&batch.captions);
         let (predicted, tokens) =
-            self.models.predict(&noised.latents, &noised.levels, &context, batch.pattern)?;
+            self.models.predict(&noised.latents, &noised.levels, &context, layout)?;
         let predicted = predicted.narrow(2, noised.before, s[2]);
         let truth = if self.models.predicts_sample { &batch.latents } else { &noised.true_flow };
         let mut off = &predicted - truth;
-        if self.models.guidance_scale > 1.0 {
-            off -= self.guidance(batch, &noised, &predicted.detach())?;
+        if self.models.guidance_scale > 1.0 && batch.guided.numel() > 0 {
+            let guidance = self.models.guidance(batch, &noised, &predicted.detach(), layout)?;
+            off = off.index_add(0, &batch.guided, &-guidance);
         }
         if self.models.predicts_sample {
             off /= level.clamp_min(LEAST_LEVEL);
@@ -394,25 +427,6 @@ impl<B> Worker<B> {
         let error = off.square() * &weights;
         let loss = error.sum(Kind::Float) / (weights.sum(Kind::Float) * s[1] as f64);
         Ok((loss, self.lesson(batch, &tokens)))
-    }
-
-    /// What to add to the truth, so that the transformer's own output becomes what guidance would make of it: its distance
-    /// from what it makes of no caption, where there is one (Tang et al., "Diffusion Models without Classifier-free
-    /// Guidance", arXiv 2502.12154). With a share of `1 - 1 / scale` the output that reproduces itself is
-    /// `negative + scale * (truth - negative)`.
-    fn guidance(&self, batch: &Batch, noised: &Noised, predicted: &Tensor) -> Result<Tensor> {
-        let _no_grad = tch::no_grad_guard();
-        let s = batch.latents.size();
-        let none = self.models.context(&self.models.nothing).repeated(s[0]);
-        let (negative, _) =
-            self.models.predict(&noised.latents, &noised.levels, &none, batch.pattern)?;
-        // Where something else is shown, what no caption makes of it is no measure.
-        let said = batch.captions.empty.iter().zip(&batch.shown_otherwise);
-        let said: Vec<f32> =
-            said.map(|(empty, otherwise)| f32::from(u8::from(!empty && !otherwise))).collect();
-        let said = Tensor::from_slice(&said).to_device(self.models.device).view([-1, 1, 1, 1, 1]);
-        let share = 1.0 - 1.0 / self.models.guidance_scale;
-        Ok((predicted - negative.narrow(2, noised.before, s[2])) * said * share)
     }
 
     /// How badly tokens `[B, N, D]` half-way name and outline what clips show.
@@ -434,14 +448,6 @@ mod tests {
     use super::*;
     use crate::pipeline::{FolderInfo, torch_noise};
 
-    struct Nothing;
-
-    impl Batches for Nothing {
-        fn batch(&mut self, _: u64) -> Result<Batch> {
-            unreachable!("no test asks for a batch")
-        }
-    }
-
     /// Parameters that start from the default model, and what models of them are built from.
     fn of_the_default_model() -> (Sources, Blueprint) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default");
@@ -453,6 +459,7 @@ mod tests {
             max_sequence_length: info.native.max_sequence_length,
             predicts_sample: true,
             guidance_scale: 4.0,
+            half_attention: false,
             device: Device::Cpu,
         };
         (Sources::starting_from(&folder).unwrap(), blueprint)
@@ -478,7 +485,8 @@ mod tests {
         let caption = captions(&blueprint, &["a star"]);
         let made = |models: &Models| {
             let context = models.context(&caption);
-            models.predict(&latents, &levels, &context, AttentionPattern::Full).unwrap().0
+            let layout = models.transformer.layout([1, 4, 4], 0, AttentionPattern::Full);
+            models.predict(&latents, &levels, &context, &layout).unwrap().0
         };
         let mut optimiser = AdamW::new(sources.named(), Hyper::default());
         let (embeds, before) = (trained.embed(&caption).detach(), made(&trained).detach());
@@ -496,41 +504,46 @@ mod tests {
     fn learnt_guidance_is_a_share_of_the_way_from_no_caption() {
         let (sources, blueprint) = of_the_default_model();
         let models = sources.models(&blueprint).unwrap();
-        let worker = Worker { models, batches: Nothing, share: 1.0 };
         let pattern = AttentionPattern::NextBlock { block_latent_frames: 1 };
-        let latents = torch_noise(1, &[3, 48, 3, 4, 4]);
+        let latents = torch_noise(1, &[4, 48, 3, 4, 4]);
+        let said = captions(&blueprint, &["a red circle over the sea", "", "a star", "sand"]);
+        let guided = Batch::guided(&said, &[false, false, true, false]);
+        assert_eq!(Vec::<i64>::try_from(&guided).unwrap(), [0, 3]);
         let batch = Batch {
             shown: latents.shallow_clone(),
-            shown_otherwise: vec![false, false, true],
+            guided,
             latents,
-            weights: Tensor::ones([3, 1, 3, 4, 4], (Kind::Float, Device::Cpu)),
-            levels: Tensor::from_slice(&[0.0f32, 0.7, 0.5, 0.9, 0.3, 1.0, 0.4, 0.6, 0.8])
-                .view([3, 3]),
-            captions: captions(&blueprint, &["a red circle over the sea", "", "a star"]),
+            weights: Tensor::ones([4, 1, 3, 4, 4], (Kind::Float, Device::Cpu)),
+            levels: Tensor::from_slice(&[
+                0.0f32, 0.7, 0.5, 0.9, 0.3, 1.0, 0.4, 0.6, 0.8, 0.2, 0.9, 0.6,
+            ])
+            .view([4, 3]),
+            captions: said,
             truth: None,
             pattern,
         };
         let _no_grad = tch::no_grad_guard();
         let noised = Noised::new(&batch);
         assert_eq!((noised.before, noised.latents.size()[2]), (2, 5));
+        let layout = models.transformer.layout([5, 4, 4], 0, pattern);
         let predict = |captions: &Captions| {
-            let context = worker.models.context(captions);
+            let context = models.context(captions);
             let (predicted, _) =
-                worker.models.predict(&noised.latents, &noised.levels, &context, pattern).unwrap();
+                models.predict(&noised.latents, &noised.levels, &context, &layout).unwrap();
             predicted.narrow(2, 2, 3)
         };
-        let nothing = captions(&blueprint, &[""; 3]);
+        let nothing = captions(&blueprint, &[""; 4]);
         let (positive, negative) = (predict(&batch.captions), predict(&nothing));
-        let guidance = worker.guidance(&batch, &noised, &positive).unwrap();
-        let expected = (&positive - &negative) * 0.75;
-        assert!(off(&guidance.get(0), &expected.get(0)) < 1e-5);
-        assert!(expected.get(0).abs().max().double_value(&[]) > 1e-2);
-        for at in [1, 2] {
-            assert_eq!(off(&guidance.get(at), &guidance.get(at).zeros_like()), 0.0);
+        let guidance = |output: &Tensor| models.guidance(&batch, &noised, output, &layout).unwrap();
+        let learnt = guidance(&positive);
+        assert_eq!(learnt.size()[0], 2);
+        for (at, clip) in [0, 3].into_iter().enumerate() {
+            let expected = (positive.get(clip) - negative.get(clip)) * 0.75;
+            assert!(off(&learnt.get(at as i64), &expected) < 1e-5);
+            assert!(expected.abs().max().double_value(&[]) > 1e-2);
         }
         // Truth 0: the output o with o = 0 + 0.75 (o - n) is n + 4 (0 - n).
         let own = &negative - &negative * 4.0;
-        let again = worker.guidance(&batch, &noised, &own).unwrap();
-        assert!(off(&again.get(0), &own.get(0)) < 1e-4);
+        assert!(off(&guidance(&own).get(0), &own.get(0)) < 1e-4);
     }
 }

@@ -20,6 +20,8 @@ struct Attention {
     norm_k: RmsNorm,
     added: Option<AddedKv>,
     heads: i64,
+    /// The kind that attention itself is computed in, where it is not that of the weights.
+    attention_kind: Option<Kind>,
 }
 
 /// Keys and values of image tokens.
@@ -56,6 +58,7 @@ impl Attention {
             norm_k: RmsNorm::new(&w.pp("norm_k"), dim, config.eps)?,
             added,
             heads: config.num_attention_heads,
+            attention_kind: None,
         })
     }
 
@@ -71,7 +74,7 @@ impl Attention {
         let key = layout.rotary.rotate(&self.norm_k.forward(&self.to_k.forward(x)), self.heads);
         let value = split_heads(&self.to_v.forward(x), self.heads);
         let (key, value) = kv.extend(layer, key, value);
-        let seen = attention(&query, &key, &value, layout.mask.as_ref());
+        let seen = self.attend(&query, (&key, &value), layout.mask.as_ref());
         self.to_out.forward(&merge_heads(&seen))
     }
 
@@ -91,11 +94,19 @@ impl Attention {
     fn over_context(&self, x: &Tensor, context: &ContextKv) -> Tensor {
         let query = split_heads(&self.norm_q.forward(&self.to_q.forward(x)), self.heads);
         let (key, value) = &context.text;
-        let mut seen = attention(&query, key, value, None);
+        let mut seen = self.attend(&query, (key, value), None);
         if let Some((key, value)) = &context.image {
-            seen += attention(&query, key, value, None);
+            seen += self.attend(&query, (key, value), None);
         }
         self.to_out.forward(&merge_heads(&seen))
+    }
+
+    /// [`attention`] in the kind that is asked for, given back in that of the query.
+    fn attend(&self, query: &Tensor, kv: (&Tensor, &Tensor), mask: Option<&Tensor>) -> Tensor {
+        let kind = query.kind();
+        let [query, key, value] =
+            [query, kv.0, kv.1].map(|x| x.to_kind(self.attention_kind.unwrap_or(kind)));
+        attention(&query, &key, &value, mask).to_kind(kind)
     }
 }
 
@@ -203,6 +214,12 @@ impl WanTransformerBlock {
             ffn_0: Linear::new(&net.pp(0).pp("proj"), dim, config.ffn_dim)?,
             ffn_2: Linear::new(&net.pp(2), config.ffn_dim, dim)?,
         })
+    }
+
+    /// Computes attention itself in a kind of its own.
+    pub fn set_attention_kind(&mut self, kind: Kind) {
+        self.attn1.attention_kind = Some(kind);
+        self.attn2.attention_kind = Some(kind);
     }
 
     /// What this block's cross-attention looks at.

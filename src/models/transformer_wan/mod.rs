@@ -37,7 +37,7 @@ pub enum Timestep<'a> {
 }
 
 /// Which frames a frame may look at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum AttentionPattern {
     /// All.
     #[default]
@@ -163,6 +163,15 @@ impl WanTransformer3DModel {
             kind: w.kind(),
             config: config.clone(),
         })
+    }
+
+    /// The same model with attention itself, but none of the products around it, computed in another kind: half precision is
+    /// what GPUs have fast kernels for.
+    pub fn attending_in(mut self, kind: Kind) -> Self {
+        for block in &mut self.blocks {
+            block.set_attention_kind(kind);
+        }
+        self
     }
 
     /// The configuration the model was built with.
@@ -446,6 +455,22 @@ mod tests {
                 assert!(off.double_value(&[]) < 1e-5, "block {first} of {block}: {off}");
             }
         }
+    }
+
+    /// Attention in bfloat16 rounds queries, keys and values, and nothing else.
+    #[test]
+    fn attention_in_half_precision_stays_near() {
+        let model = tiny();
+        let _no_grad = tch::no_grad_guard();
+        let float = (Kind::Float, Device::Cpu);
+        let context = model.context(&Tensor::randn([1, 3, 8], float), None);
+        let latents = Tensor::randn([1, 4, 1, 4, 4], float);
+        let whole = one_frame(&model, &latents, (&context, 0), KvAccess::None);
+        let model = model.attending_in(Kind::BFloat16);
+        let half = one_frame(&model, &latents, (&context, 0), KvAccess::None);
+        assert_eq!(half.kind(), Kind::Float);
+        let off = ((&half - &whole).abs().max() / whole.abs().max()).double_value(&[]);
+        assert!(off > 0.0 && off < 1e-2, "{off}");
     }
 
     /// One frame at a position in time, at half its way through the noise.

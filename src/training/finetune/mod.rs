@@ -95,6 +95,7 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
         max_sequence_length: info.native.max_sequence_length,
         predicts_sample: info.scheduler.predicts_sample(),
         guidance_scale: info.native.learnt_guidance_scale,
+        half_attention: false,
         device: options.device,
     };
     let sources = sources(options, &info)?;
@@ -344,7 +345,7 @@ impl Batches for ClipSampler {
         Ok(Batch {
             weights: latents.narrow(1, 0, 1).ones_like(),
             shown: Tensor::stack(&shown, 0),
-            shown_otherwise,
+            guided: Batch::guided(&captions, &shown_otherwise).to_device(self.device),
             latents,
             levels: Tensor::from_slice(&levels).view([size, frames]).to_device(self.device),
             captions: captions.to_device(self.device),
