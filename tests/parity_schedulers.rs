@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MPL-2.0
-//! Every scheduler trajectory and noising of the reference, from `tests/fixtures/sched`.
+//! Every scheduler trajectory and noising of the reference, from `tests/fixtures/sched` and `tests/fixtures/dpmsolver`.
 
 mod common;
 
@@ -23,12 +23,17 @@ fn config(class_name: &str, settings: serde_json::Value) -> SchedulerConfig {
 fn trajectory(golden: &Golden, case: &Case, schedule: &gstdit::schedulers::Schedule) -> Tensor {
     let mut sample = golden.tensor(&case.key("sample")).shallow_clone();
     let flow_preds = golden.tensor(&case.key("model_outputs"));
+    let is_stochastic = case.name.starts_with("sde.");
     let start = case.count("start");
     let mut solver = schedule.start(start);
     let steps = schedule.len() - start - case.count("drop_last");
     let samples: Vec<Tensor> = (0..steps)
         .map(|i| {
-            sample = solver.step(&flow_preds.get(i as i64), &sample);
+            let noise = |step| {
+                assert!(is_stochastic && step as usize == start + i, "{}: step {step}", case.name);
+                golden.tensor(&case.key("noises")).get(i as i64)
+            };
+            sample = solver.step(&flow_preds.get(i as i64), &sample, &noise);
             sample.shallow_clone()
         })
         .collect();
@@ -37,15 +42,21 @@ fn trajectory(golden: &Golden, case: &Case, schedule: &gstdit::schedulers::Sched
 
 #[test]
 fn trajectories_match_the_reference() {
-    let golden = Golden::load("sched");
     let mut report = Report::default();
+    for golden in ["sched", "dpmsolver"].map(Golden::load) {
+        trajectories(&golden, &mut report);
+    }
+    report.finish("scheduler");
+}
+
+fn trajectories(golden: &Golden, report: &mut Report) {
     for case in golden.of_kind("scheduler") {
         let class_name = case.text("scheduler").unwrap();
         let schedule = config(class_name, case.params["config"].clone())
             .set_timesteps(case.count("steps"), case.number("mu"))
             .unwrap();
         report.check(
-            &golden,
+            golden,
             &case.key("sigmas"),
             &Tensor::from_slice(&schedule.sigmas),
             SCHEDULE_TOLERANCE,
@@ -54,13 +65,12 @@ fn trajectories_match_the_reference() {
         let found = Tensor::from_slice(&schedule.timesteps);
         report.compare(&case.key("timesteps"), timesteps, &found, SCHEDULE_TOLERANCE);
         report.check(
-            &golden,
+            golden,
             &case.key("trajectory"),
-            &trajectory(&golden, case, &schedule),
+            &trajectory(golden, case, &schedule),
             TOLERANCE,
         );
     }
-    report.finish("scheduler");
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn a_whole_clip_equals_the_pipeline() {
         let guide = pipeline.encode_video(&clip(9));
         let embeddings = embeddings(&pipeline, "a fox");
         let s = guide.size();
-        let noise = counter_noise(5, 0, 0, [s[1], s[2], s[3], s[4]]);
+        let noise = |number| counter_noise(5, 0, number, [s[1], s[2], s[3], s[4]]);
         for (strength, begin_index) in [(1.0, 0), (0.8, 1), (0.5, 2), (0.25, 3)] {
             let schedule = pipeline.info().scheduler.set_timesteps(4, None).unwrap();
             let prompts =
@@ -95,12 +95,13 @@ fn a_whole_clip_equals_the_pipeline() {
                 cancel: &never,
             };
             let window = Window {
-                latents: schedule.add_noise(&guide, &noise, begin_index),
+                latents: schedule.add_noise(&guide, &noise(0), begin_index),
                 known: None,
                 condition: None,
                 control: None,
                 frame_offset: 0,
                 begin_index,
+                noise: Box::new(noise),
             };
             let latents = denoiser.run(&window, None, &mut |_| {}).unwrap();
             let mut caches = FeatureCaches::default();
@@ -187,7 +188,7 @@ fn chunks_denoised_together_come_out_whole() {
     let folders = rolling_folders();
     let pipelines = folders.iter().map(|folder| load(folder.path()));
     let pipelines: Vec<_> = pipelines.filter(|it| it.info().can_stagger()).collect();
-    assert_eq!(pipelines.len(), 2, "the folders whose frames have timesteps of their own");
+    assert_eq!(pipelines.len(), 4, "the folders whose frames have timesteps of their own");
     for pipeline in &pipelines {
         let same = ["a fox"; 5];
         let frames = |chunks: &[Tensor]| chunks.iter().map(|it| it.size()[2]).collect::<Vec<_>>();

@@ -171,15 +171,19 @@ impl Runner {
         let steps = schedule.len() - start - case.count("drop_last").unwrap_or(0);
         let mut sample = self.input(case, "sample")?;
         let flow_preds = self.input(case, "model_outputs")?;
+        let noises = self.input(case, "noises").ok();
+        let noise = |step| {
+            noises.as_ref().expect("the case has noises").get(i64::from(step) - start as i64)
+        };
         let mut solver = schedule.start(start);
         let trajectory: Vec<Tensor> = (0..steps)
             .map(|i| {
-                sample = solver.step(&flow_preds.get(i as i64), &sample);
+                sample = solver.step(&flow_preds.get(i as i64), &sample, &noise);
                 sample.shallow_clone()
             })
             .collect();
         let timesteps = Tensor::from_slice(&schedule.timesteps);
-        let whole = matches!(config, SchedulerConfig::UniPc(_));
+        let whole = !matches!(config, SchedulerConfig::FlowMatchEuler(_));
         let timesteps = if whole { timesteps.to_kind(Kind::Int64) } else { timesteps };
         Ok(vec![
             ("sigmas".into(), Tensor::from_slice(&schedule.sigmas)),
@@ -469,8 +473,16 @@ fn scheduler_config(class: &str, changes: Value) -> Result<SchedulerConfig> {
     Ok(SchedulerConfig::from_json(Path::new("golden.json"), class, settings)?)
 }
 
-fn window(latents: Tensor, begin_index: usize) -> Window {
-    Window { latents, known: None, condition: None, control: None, frame_offset: 0, begin_index }
+fn window(latents: Tensor, begin_index: usize) -> Window<'static> {
+    Window {
+        latents,
+        known: None,
+        condition: None,
+        control: None,
+        frame_offset: 0,
+        begin_index,
+        noise: Box::new(|_| unreachable!("no case of a pipeline has a stochastic solver")),
+    }
 }
 
 /// The first picture of a video, and perhaps the last.

@@ -272,7 +272,7 @@ impl Maker<'_> {
         Denoiser { pipeline, prompts, guidance, schedule, cancel }
     }
 
-    fn run(&self, window: &Window, caches: Option<&CausalCaches>) -> Result<Tensor> {
+    fn run(&self, window: &Window<'_>, caches: Option<&CausalCaches>) -> Result<Tensor> {
         self.denoiser().run(window, caches, &mut |_| {})
     }
 
@@ -306,7 +306,7 @@ impl Maker<'_> {
     }
 
     /// A window of new frames.
-    fn window(&self, guide: Option<&Tensor>, frames: i64, from: i64) -> Window {
+    fn window(&self, guide: Option<&Tensor>, frames: i64, from: i64) -> Window<'_> {
         Window {
             latents: self.fresh(guide, from, frames),
             known: None,
@@ -314,6 +314,7 @@ impl Maker<'_> {
             control: None,
             frame_offset: 0,
             begin_index: self.task.start.begin_index(),
+            noise: Box::new(move |number| self.noise(from, frames, number)),
         }
     }
 
@@ -345,7 +346,7 @@ impl Maker<'_> {
     }
 
     /// Known latents `[1, z, t, h, w]` and the frames of a window after them.
-    fn continued(&self, known: &Tensor, mut window: Window) -> Result<Tensor> {
+    fn continued(&self, known: &Tensor, mut window: Window<'_>) -> Result<Tensor> {
         let (before, new) = (known.size()[2], window.latents.size()[2]);
         let padding = [0, 0, 0, 0, 0, new];
         window.latents = Tensor::cat(&[known, &window.latents], 2);
@@ -354,6 +355,8 @@ impl Maker<'_> {
             latents: known.constant_pad_nd(padding),
             noise: self.noise(-before, before, 1).constant_pad_nd(padding),
         });
+        let noise = window.noise;
+        window.noise = Box::new(move |step| noise(step).constant_pad_nd([0, 0, 0, 0, before, 0]));
         self.run(&window, None)
     }
 

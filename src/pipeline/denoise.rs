@@ -100,8 +100,7 @@ pub struct Known {
 }
 
 /// What is to be denoised.
-#[derive(Debug)]
-pub struct Window {
+pub struct Window<'a> {
     /// `[B, z, T, h, w]`, at the noise level of step `begin_index`.
     pub latents: Tensor,
     pub known: Option<Known>,
@@ -113,6 +112,16 @@ pub struct Window {
     pub frame_offset: i64,
     /// Step to start from.
     pub begin_index: usize,
+    /// Normal noise like the latents, for solvers that ask for it, another one for each number.
+    pub noise: Box<dyn Fn(u32) -> Tensor + 'a>,
+}
+
+/// Numbers of noise that a window begins with: its own, and that on what is known.
+const BEGINNINGS: u32 = 2;
+
+/// The number of the noise that a solver brings in at a step.
+pub(super) fn noise_at_step(step: u32) -> u32 {
+    BEGINNINGS + step
 }
 
 /// Key-value caches of what precedes a window, for each prompt.
@@ -157,7 +166,7 @@ impl Denoiser<'_> {
     /// [`Error::Cancelled`] within a layer's time of `cancel` turning true.
     pub fn run(
         &self,
-        window: &Window,
+        window: &Window<'_>,
         caches: Option<&CausalCaches>,
         on_step: &mut dyn FnMut(&Tensor),
     ) -> Result<Tensor> {
@@ -207,7 +216,7 @@ impl Denoiser<'_> {
 
     fn walk(
         &self,
-        window: &Window,
+        window: &Window<'_>,
         caches: Option<&CausalCaches>,
         on_step: &mut dyn FnMut(&Tensor),
     ) -> Result<Tensor> {
@@ -233,7 +242,8 @@ impl Denoiser<'_> {
             let timestep = self.timestep(window, index);
             let step = Step { expert, layout: &layouts[expert], input, timestep };
             let flow_pred = self.guided_flow(&step, caches, pair.as_ref())?;
-            latents = solver.step(&flow_pred, &latents);
+            let noise = |step| (window.noise)(noise_at_step(step));
+            latents = solver.step(&flow_pred, &latents, &noise);
             on_step(&latents);
         }
         Ok(match (&window.known, &mask) {
@@ -251,7 +261,7 @@ impl Denoiser<'_> {
     }
 
     /// What the transformer sees: clean known frames where it is told of them, and the condition beside the latents.
-    fn model_input(&self, window: &Window, latents: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    fn model_input(&self, window: &Window<'_>, latents: &Tensor, mask: Option<&Tensor>) -> Tensor {
         let input = match (&window.known, mask) {
             (Some(known), Some(mask)) if self.pipeline.info.expand_timesteps => {
                 known.latents.where_self(mask, latents)
@@ -265,7 +275,7 @@ impl Denoiser<'_> {
     }
 
     /// `[B, t]` by frame of tokens, or `[B]`.
-    fn timestep(&self, window: &Window, index: usize) -> Tensor {
+    fn timestep(&self, window: &Window<'_>, index: usize) -> Tensor {
         let (batch, device) = (window.latents.size()[0], window.latents.device());
         let timestep = self.schedule.timesteps[index];
         if !self.pipeline.info.expand_timesteps {

@@ -340,6 +340,7 @@ fn denoise_bridge(
         control: None,
         frame_offset: 0,
         begin_index: 0,
+        noise: Box::new(noise),
     };
     denoiser.run(&window, None, &mut |_| {})
 }

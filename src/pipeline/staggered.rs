@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 use super::FolderInfo;
 use super::continuation::{Decoded, Stopwatch, StreamState, last_frames, wait_for};
-use super::denoise::Denoiser;
+use super::denoise::{Denoiser, noise_at_step};
 use crate::error::Result;
 use crate::schedulers::{Schedule, Solver};
 
@@ -23,6 +23,8 @@ struct Flight {
     /// `[1, z, t, h, w]`, at the noise level of the solver's next step.
     latents: Tensor,
     solver: Solver,
+    /// Of its noise.
+    seed: u64,
 }
 
 impl Flight {
@@ -87,6 +89,7 @@ impl StreamState {
         flights.chunks.push_back(Flight {
             latents: denoiser.schedule.add_noise(&guide, &noise, begin_index),
             solver: denoiser.schedule.start(begin_index),
+            seed,
         });
         let steps = denoiser.schedule.len() - begin_index;
         for _ in 0..steps.div_ceil(depth) {
@@ -157,7 +160,10 @@ impl StreamState {
             let frames = flight.frames();
             if !flight.is_clean() {
                 let own = predicted.narrow(2, from, frames);
-                flight.latents = flight.solver.step(&own, &flight.latents);
+                let (place, seed) = ((from - known, frames), flight.seed);
+                let noise =
+                    |step| self.noise_for(denoiser.pipeline, seed, place, noise_at_step(step));
+                flight.latents = flight.solver.step(&own, &flight.latents, &noise);
             }
             from += frames;
         }

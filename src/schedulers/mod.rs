@@ -10,6 +10,7 @@
 //! The arithmetic follows diffusers: schedules are built in float64 and rounded to float32, and the solvers compute
 //! their coefficients in float32 from the rounded sigmas.
 
+mod dpmsolver;
 mod flow_match_euler;
 mod unipc;
 
@@ -21,6 +22,7 @@ use tch::Tensor;
 
 use crate::error::{Error, Result};
 
+pub use dpmsolver::{AlgorithmType, DpmSolverConfig, DpmSolverType};
 pub use flow_match_euler::FlowMatchEulerConfig;
 use unipc::UniPcHistory;
 pub use unipc::{SolverType, UniPcConfig};
@@ -33,6 +35,8 @@ const CONFIG_FILE: &str = "scheduler_config.json";
 pub enum SchedulerConfig {
     /// `UniPCMultistepScheduler`, what published Wan folders name.
     UniPc(UniPcConfig),
+    /// `DPMSolverMultistepScheduler`.
+    DpmSolver(DpmSolverConfig),
     /// `FlowMatchEulerDiscreteScheduler`.
     FlowMatchEuler(FlowMatchEulerConfig),
 }
@@ -59,13 +63,18 @@ impl SchedulerConfig {
 
     /// Whether the model's output is the clean sample, not the flow.
     pub fn predicts_sample(&self) -> bool {
-        matches!(self, Self::UniPc(config) if config.predicts_sample())
+        match self {
+            Self::UniPc(config) => config.predicts_sample(),
+            Self::DpmSolver(config) => config.predicts_sample(),
+            Self::FlowMatchEuler(_) => false,
+        }
     }
 
     /// How far the noise levels are shifted towards noise; 1 for not at all.
     pub fn shift(&self) -> f64 {
         match self {
             Self::UniPc(config) => config.flow_shift,
+            Self::DpmSolver(config) => config.flow_shift,
             Self::FlowMatchEuler(config) => config.shift,
         }
     }
@@ -82,6 +91,11 @@ impl SchedulerConfig {
                 config.validate(&field)?;
                 Ok(Self::UniPc(config))
             }
+            "DPMSolverMultistepScheduler" => {
+                let config: DpmSolverConfig = parse(path, value)?;
+                config.validate(&field)?;
+                Ok(Self::DpmSolver(config))
+            }
             "FlowMatchEulerDiscreteScheduler" => {
                 let config: FlowMatchEulerConfig = parse(path, value)?;
                 config.validate(&field)?;
@@ -90,7 +104,7 @@ impl SchedulerConfig {
             other => Err(Error::setting(
                 field("_class_name"),
                 other,
-                "UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler",
+                "UniPCMultistepScheduler, DPMSolverMultistepScheduler or FlowMatchEulerDiscreteScheduler",
             )),
         }
     }
@@ -106,6 +120,7 @@ impl SchedulerConfig {
         }
         let schedule = match self {
             Self::UniPc(config) => config.schedule(num_inference_steps, mu)?,
+            Self::DpmSolver(config) => config.schedule(num_inference_steps),
             Self::FlowMatchEuler(config) => config.schedule(num_inference_steps, mu)?,
         };
         match schedule.sigmas.iter().find(|sigma| !sigma.is_finite()) {
@@ -124,6 +139,7 @@ impl SchedulerConfig {
 enum Method {
     Euler,
     UniPc(UniPcConfig),
+    DpmSolver(DpmSolverConfig),
 }
 
 /// The noise levels and model timesteps of one generation: plain data, shared by any number of solvers.
@@ -203,7 +219,12 @@ impl Schedule {
 
     /// A solver with no history whose first step is `begin_index`.
     pub fn start(&self, begin_index: usize) -> Solver {
-        Solver { schedule: self.clone(), index: begin_index, history: UniPcHistory::default() }
+        Solver {
+            schedule: self.clone(),
+            index: begin_index,
+            history: UniPcHistory::default(),
+            earlier: None,
+        }
     }
 
     /// The step whose timestep is exactly `timestep`.
@@ -233,6 +254,7 @@ impl Schedule {
         let model_output = model_output.to_kind(sample.kind());
         match &self.method {
             Method::UniPc(config) if config.predicts_sample() => model_output,
+            Method::DpmSolver(config) if config.predicts_sample() => model_output,
             _ => sample - model_output * f64::from(self.sigmas[index]),
         }
     }
@@ -244,6 +266,8 @@ pub struct Solver {
     schedule: Schedule,
     index: usize,
     history: UniPcHistory,
+    /// The clean sample that DPM-Solver++ was told of at the step before.
+    earlier: Option<Tensor>,
 }
 
 impl Solver {
@@ -265,11 +289,17 @@ impl Solver {
     /// Takes one step from `sample` by `model_output` and returns the sample at the next noise level.
     ///
     /// Any shape will do; `model_output` (the flow, or the clean sample where the folder's `prediction_type` says so) is
-    /// taken to the kind of `sample`, which the result keeps.
+    /// taken to the kind of `sample`, which the result keeps. Stochastic solvers ask `noise`, by the number of the step, for
+    /// normal noise of that shape, another one for each step.
     ///
     /// # Panics
     /// When the walk is already over.
-    pub fn step(&mut self, model_output: &Tensor, sample: &Tensor) -> Tensor {
+    pub fn step(
+        &mut self,
+        model_output: &Tensor,
+        sample: &Tensor,
+        noise: &dyn Fn(u32) -> Tensor,
+    ) -> Tensor {
         let (schedule, index) = (&self.schedule, self.index);
         assert!(index < schedule.len(), "step {index} of a schedule of {} steps", schedule.len());
         let next = match &schedule.method {
@@ -277,6 +307,12 @@ impl Solver {
             Method::UniPc(config) => {
                 let clean = schedule.predict_clean(model_output, sample, index);
                 self.history.step(config, &schedule.sigmas, index, clean, sample)
+            }
+            Method::DpmSolver(config) => {
+                let clean = schedule.predict_clean(model_output, sample, index);
+                let earlier = self.earlier.replace(clean.shallow_clone());
+                let (at, fresh) = ((schedule.sigmas.as_slice(), index), || noise(index as u32));
+                dpmsolver::step(config, at, (&clean, earlier.as_ref()), sample, &fresh)
             }
         };
         self.index += 1;
@@ -310,6 +346,30 @@ impl TimeShiftType {
         };
         factor / (factor + (1.0 / sigma - 1.0))
     }
+}
+
+/// The `prediction_type` of models whose output is the clean sample itself.
+const SAMPLE: &str = "sample";
+
+/// Refuses settings of solvers that are for other than flow models, or ones that predict neither flow nor clean sample.
+fn check_flow_prediction(
+    prediction_type: &str,
+    use_flow_sigmas: bool,
+    field: &dyn Fn(&str) -> String,
+) -> Result<()> {
+    if !["flow_prediction", SAMPLE].contains(&prediction_type) {
+        let name = field("prediction_type");
+        return Err(Error::setting(name, prediction_type, "flow_prediction or sample"));
+    }
+    if !use_flow_sigmas {
+        return Err(Error::setting(field("use_flow_sigmas"), false, "true, as flow models need"));
+    }
+    Ok(())
+}
+
+/// Half the logarithm of the signal-to-noise ratio at noise level `sigma`.
+fn lambda(sigma: f32) -> f32 {
+    (1.0 - sigma).ln() - sigma.ln()
 }
 
 /// The static shift of flow models: more steps at high noise for `shift` above 1.

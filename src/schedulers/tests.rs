@@ -25,6 +25,23 @@ fn euler(settings: Value) -> Result<SchedulerConfig> {
     config("FlowMatchEulerDiscreteScheduler", settings)
 }
 
+/// A stochastic solver of diffusers' `DPMSolverMultistepScheduler`, with `changes` on top.
+fn dpmsolver(changes: Value) -> Result<SchedulerConfig> {
+    let mut settings = json!({
+        "prediction_type": "sample", "use_flow_sigmas": true, "flow_shift": 4.0,
+        "algorithm_type": "sde-dpmsolver++",
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        settings[key] = value.clone();
+    }
+    config("DPMSolverMultistepScheduler", settings)
+}
+
+/// For solvers that ask for no noise.
+fn none(_: u32) -> Tensor {
+    unreachable!("noise was asked for")
+}
+
 /// Runs a whole walk on constants, with a velocity that points from the clean value 2 to the current sample.
 fn walk(schedule: &Schedule) -> Vec<f64> {
     let mut sample = Tensor::from_slice(&[1.0f32, -0.5]);
@@ -32,7 +49,7 @@ fn walk(schedule: &Schedule) -> Vec<f64> {
     let mut values = Vec::new();
     for index in 0..schedule.len() {
         let flow_pred = (&sample - 2.0) / f64::from(schedule.sigma(index));
-        sample = solver.step(&flow_pred, &sample);
+        sample = solver.step(&flow_pred, &sample, &none);
         values.push(sample.double_value(&[1]));
     }
     values
@@ -50,7 +67,7 @@ fn a_model_of_the_sample_walks_as_one_of_the_flow() {
         for index in 0..schedule.len() {
             let clean = sample.tanh();
             let flow = (&sample - &clean) / f64::from(schedule.sigma(index));
-            sample = solver.step(if is_flow { &flow } else { &clean }, &sample);
+            sample = solver.step(if is_flow { &flow } else { &clean }, &sample, &none);
         }
         sample
     };
@@ -77,6 +94,13 @@ fn unsupported_settings_are_refused_by_name() {
         (euler(json!({"invert_sigmas": true})), "invert_sigmas"),
         (euler(json!({"stochastic_sampling": true})), "stochastic_sampling"),
         (euler(json!({"use_karras_sigmas": true})), "use_karras_sigmas"),
+        (dpmsolver(json!({"prediction_type": "epsilon"})), "prediction_type"),
+        (dpmsolver(json!({"use_flow_sigmas": false})), "use_flow_sigmas"),
+        (dpmsolver(json!({"solver_order": 3})), "solver_order"),
+        (dpmsolver(json!({"final_sigmas_type": "sigma_min"})), "final_sigmas_type"),
+        (dpmsolver(json!({"use_dynamic_shifting": true})), "use_dynamic_shifting"),
+        (dpmsolver(json!({"use_lu_lambdas": true})), "use_lu_lambdas"),
+        (dpmsolver(json!({"flow_shift": -1.0})), "flow_shift"),
         (config("DDIMScheduler", json!({})), "_class_name"),
     ];
     for (result, name) in cases {
@@ -182,12 +206,33 @@ fn constant_clean_prediction_is_reached_by_every_order() {
     }
 }
 
+/// Whatever noise comes in on the way, the last step goes to the clean sample; each step asks for its own, but for the last.
+#[test]
+fn a_stochastic_walk_asks_for_the_noise_of_each_step() {
+    let schedule = dpmsolver(json!({})).unwrap().set_timesteps(4, None).unwrap();
+    let asked = std::cell::RefCell::new(Vec::new());
+    let noise = |step: u32| {
+        asked.borrow_mut().push(step);
+        Tensor::from_slice(&[f64::from(step) as f32, 9.0])
+    };
+    let clean = Tensor::from_slice(&[2.0f32, -1.0]);
+    let mut sample = Tensor::from_slice(&[1.0f32, -0.5]);
+    let mut solver = schedule.start(1);
+    while solver.timestep().is_some() {
+        sample = solver.step(&clean, &sample, &noise);
+    }
+    assert_eq!(Vec::<f32>::try_from(&sample).unwrap(), [2.0, -1.0]);
+    assert_eq!(*asked.borrow(), [1, 2]);
+    let error = dpmsolver(json!({"algorithm_type": "sde-dpmsolver"})).unwrap_err();
+    assert!(error.to_string().contains("sde-dpmsolver++"), "{error}");
+}
+
 #[test]
 fn half_precision_predictions_keep_the_sample_in_float32() {
     let schedule = unipc(json!({})).unwrap().set_timesteps(3, None).unwrap();
     let mut solver = schedule.start(1);
     let sample = Tensor::zeros([1, 2, 3], (tch::Kind::Float, tch::Device::Cpu));
     let flow_pred = Tensor::ones([1, 2, 3], (tch::Kind::BFloat16, tch::Device::Cpu));
-    let next = solver.step(&flow_pred, &sample);
+    let next = solver.step(&flow_pred, &sample, &none);
     assert_eq!((next.kind(), solver.index()), (tch::Kind::Float, 2));
 }

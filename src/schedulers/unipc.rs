@@ -11,16 +11,13 @@ use std::collections::VecDeque;
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::{Method, Schedule, TimeShiftType};
-use super::{check_range, check_terminal, linspace, must_be_off, required_mu};
-use super::{static_shift, stretch_to_terminal};
+use super::{Method, SAMPLE, Schedule, TimeShiftType};
+use super::{check_flow_prediction, check_range, check_terminal, lambda, linspace, must_be_off};
+use super::{required_mu, static_shift, stretch_to_terminal};
 use crate::error::{Error, Result};
 
 /// How far below 1 the first noise level is kept, so that `ln(1 - sigma)` stays finite.
 const FIRST_SIGMA_MARGIN: f64 = 1e-6;
-
-/// The `prediction_type` of models whose output is the clean sample itself.
-const SAMPLE: &str = "sample";
 
 /// Which B(h) the solver uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -121,20 +118,7 @@ impl UniPcConfig {
                 "at least 1 (published folders: 2)",
             ));
         }
-        if !["flow_prediction", SAMPLE].contains(&self.prediction_type.as_str()) {
-            return Err(Error::setting(
-                field("prediction_type"),
-                &self.prediction_type,
-                "flow_prediction or sample",
-            ));
-        }
-        if !self.use_flow_sigmas {
-            return Err(Error::setting(
-                field("use_flow_sigmas"),
-                false,
-                "true, as flow models need",
-            ));
-        }
+        check_flow_prediction(&self.prediction_type, self.use_flow_sigmas, field)?;
         if !self.predict_x0 {
             return Err(Error::setting(field("predict_x0"), false, "true, as flow models need"));
         }
@@ -286,11 +270,6 @@ impl Update<'_> {
             None => next,
         }
     }
-}
-
-/// Half the logarithm of the signal-to-noise ratio at noise level `sigma`.
-fn lambda(sigma: f32) -> f32 {
-    (1.0 - sigma).ln() - sigma.ln()
 }
 
 /// Solves `sum_j rho_j * ratios_j^(k-1) = b_k`, k = 1..=len, for the weights rho, where `b_k = k! phi_(k+1)(hh) hh / B`.

@@ -49,7 +49,21 @@ pub fn with_native(name: &str, native: Value) -> tempfile::TempDir {
     linked(name, &parts, |index| index["_dit"] = native)
 }
 
-/// Windowed and causal folders of both families.
+/// As [`with_native`], with a solver that brings noise in at every step.
+pub fn stochastic(name: &str, native: Value) -> tempfile::TempDir {
+    let parts = ["text_encoder", "tokenizer", "transformer", "vae"];
+    let folder = linked(name, &parts, |index| index["_dit"] = native);
+    let scheduler = json!({
+        "_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++",
+        "prediction_type": "flow_prediction", "use_flow_sigmas": true, "flow_shift": 3.0
+    });
+    let path = folder.path().join("scheduler");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("scheduler_config.json"), scheduler.to_string()).unwrap();
+    folder
+}
+
+/// Windowed and causal folders of both families, with either kind of solver.
 pub fn rolling_folders() -> Vec<tempfile::TempDir> {
     let windowed = json!({"num_frames": 9, "num_inference_steps": 2, "context_latent_frames": 1});
     let causal = json!({
@@ -59,6 +73,11 @@ pub fn rolling_folders() -> Vec<tempfile::TempDir> {
     FOLDERS
         .iter()
         .flat_map(|name| [with_native(name, windowed.clone()), with_native(name, causal.clone())])
+        .chain([&windowed, &causal].map(|native| {
+            let mut native = native.clone();
+            native["num_inference_steps"] = 3.into();
+            stochastic("ti2v_public", native)
+        }))
         .collect()
 }
 
