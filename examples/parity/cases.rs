@@ -171,7 +171,7 @@ impl Runner {
         let steps = schedule.len() - start - case.count("drop_last").unwrap_or(0);
         let mut sample = self.input(case, "sample")?;
         let flow_preds = self.input(case, "model_outputs")?;
-        let noises = self.input(case, "noises").ok();
+        let noises = self.optional_input(case, "noises");
         let noise = |step| {
             noises.as_ref().expect("the case has noises").get(i64::from(step) - start as i64)
         };

@@ -97,12 +97,15 @@ impl DpmSolverConfig {
             let name = field("final_sigmas_type");
             return Err(Error::setting(name, &self.final_sigmas_type, "zero, as flow models need"));
         }
-        must_be_off(self.use_dynamic_shifting, field("use_dynamic_shifting"))?;
-        must_be_off(self.thresholding, field("thresholding"))?;
-        must_be_off(self.use_karras_sigmas, field("use_karras_sigmas"))?;
-        must_be_off(self.use_exponential_sigmas, field("use_exponential_sigmas"))?;
-        must_be_off(self.use_beta_sigmas, field("use_beta_sigmas"))?;
-        must_be_off(self.use_lu_lambdas, field("use_lu_lambdas"))
+        let off = [
+            ("use_dynamic_shifting", self.use_dynamic_shifting),
+            ("thresholding", self.thresholding),
+            ("use_karras_sigmas", self.use_karras_sigmas),
+            ("use_exponential_sigmas", self.use_exponential_sigmas),
+            ("use_beta_sigmas", self.use_beta_sigmas),
+            ("use_lu_lambdas", self.use_lu_lambdas),
+        ];
+        must_be_off(&off, field)
     }
 
     /// Whether the model's output is the clean sample, not the flow.

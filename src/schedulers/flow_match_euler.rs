@@ -57,11 +57,14 @@ impl FlowMatchEulerConfig {
             field("num_train_timesteps"),
         )?;
         check_terminal(self.shift_terminal, field("shift_terminal"))?;
-        must_be_off(self.invert_sigmas, field("invert_sigmas"))?;
-        must_be_off(self.use_karras_sigmas, field("use_karras_sigmas"))?;
-        must_be_off(self.use_exponential_sigmas, field("use_exponential_sigmas"))?;
-        must_be_off(self.use_beta_sigmas, field("use_beta_sigmas"))?;
-        must_be_off(self.stochastic_sampling, field("stochastic_sampling"))
+        let off = [
+            ("invert_sigmas", self.invert_sigmas),
+            ("use_karras_sigmas", self.use_karras_sigmas),
+            ("use_exponential_sigmas", self.use_exponential_sigmas),
+            ("use_beta_sigmas", self.use_beta_sigmas),
+            ("stochastic_sampling", self.stochastic_sampling),
+        ];
+        must_be_off(&off, field)
     }
 
     /// The noise levels of `num_inference_steps` steps.

@@ -408,12 +408,13 @@ fn required_mu(mu: Option<f64>) -> Result<f64> {
     })
 }
 
-/// Refuses a setting that is switched on but not supported; older folders write null for off.
-fn must_be_off(on: Option<bool>, name: String) -> Result<()> {
-    if on == Some(true) {
-        Err(Error::setting(name, true, "false; this variant is not supported"))
-    } else {
-        Ok(())
+/// Refuses settings that are switched on but not supported; older folders write null for off.
+fn must_be_off(settings: &[(&str, Option<bool>)], field: &dyn Fn(&str) -> String) -> Result<()> {
+    match settings.iter().find(|(_, on)| *on == Some(true)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            Err(Error::setting(field(name), true, "false; this variant is not supported"))
+        }
     }
 }
 

@@ -129,10 +129,13 @@ impl UniPcConfig {
                 "null; other predictors are not supported",
             ));
         }
-        must_be_off(self.thresholding, field("thresholding"))?;
-        must_be_off(self.use_karras_sigmas, field("use_karras_sigmas"))?;
-        must_be_off(self.use_exponential_sigmas, field("use_exponential_sigmas"))?;
-        must_be_off(self.use_beta_sigmas, field("use_beta_sigmas"))
+        let off = [
+            ("thresholding", self.thresholding),
+            ("use_karras_sigmas", self.use_karras_sigmas),
+            ("use_exponential_sigmas", self.use_exponential_sigmas),
+            ("use_beta_sigmas", self.use_beta_sigmas),
+        ];
+        must_be_off(&off, field)
     }
 
     /// Whether the model's output is the clean sample, not the flow.
