@@ -197,6 +197,51 @@ fn the_same_frames_come_after_a_flush() {
 }
 
 #[test]
+fn a_refused_seek_leaves_the_stream_as_it_was() {
+    let _serial = init();
+    let flush = gst::SeekFlags::FLUSH;
+    let (set, end, start) = (gst::SeekType::Set, gst::SeekType::End, gst::ClockTime::ZERO);
+    let stop = gst::ClockTime::from_seconds(1);
+    let frames = gst::format::Default::from_u64;
+    let refused = [
+        gst::event::Seek::new(-1.0, flush, set, start, set, stop),
+        gst::event::Seek::new(-1.0, gst::SeekFlags::empty(), set, start, set, stop),
+        gst::event::Seek::new(1.0, flush, end, frames(0), end, frames(4)),
+    ];
+    let mut bench = Bench::new(TINY, &[("num-buffers", "12")]);
+    // Kept for the start, it would fail there.
+    assert!(refused.iter().all(|seek| !bench.source.send_event(seek.clone())));
+    bench.harness.set_sink_caps_str(&format!("{CAPS},framerate=16/1"));
+    bench.harness.set_blocking_push_mode();
+    bench.harness.play();
+    let mut number = 0;
+    for seek in refused {
+        // More than are on their way, so that some are made after the refusal.
+        for _ in 0..3 {
+            let buffer = bench.pull();
+            assert_eq!(
+                (buffer.offset(), buffer.pts().unwrap().nseconds()),
+                (number, number * 62_500_000)
+            );
+            assert_eq!(buffer.flags().contains(gst::BufferFlags::DISCONT), number == 0);
+            number += 1;
+        }
+        assert!(!bench.harness.push_upstream_event(seek.clone()), "on the pad: {seek:?}");
+        assert!(!bench.source.send_event(seek.clone()), "on the element: {seek:?}");
+    }
+    for number in number..12 {
+        assert_eq!(bench.pull().offset(), number);
+    }
+    use gst::EventType::{Caps, Eos, Segment, StreamStart, Tag};
+    let mut events = Vec::new();
+    while events.last() != Some(&Eos) {
+        events.push(bench.harness.pull_event().unwrap().type_());
+    }
+    events.retain(|kind| *kind != Tag);
+    assert_eq!(events, [StreamStart, Caps, Segment, Eos]);
+}
+
+#[test]
 fn a_live_frame_waits_for_its_time() {
     let _serial = init();
     let mut bench = Bench::new(TINY, &[("is-live", "true")]);

@@ -215,6 +215,10 @@ impl ElementImpl for DitSrc {
         Ok(success)
     }
 
+    fn send_event(&self, event: gst::Event) -> bool {
+        !self.refuses(&event) && self.parent_send_event(event)
+    }
+
     fn post_message(&self, message: gst::Message) -> bool {
         if self.first_error.precedes(&message) {
             gst::debug!(CAT, imp = self, "not posting a consequence: {message:?}");
@@ -274,15 +278,15 @@ impl BaseSrcImpl for DitSrc {
         true
     }
 
+    fn event(&self, event: &gst::Event) -> bool {
+        !self.refuses(event) && self.parent_event(event)
+    }
+
     fn do_seek(&self, segment: &mut gst::Segment) -> bool {
         let Some(segment) = segment.downcast_mut::<gst::ClockTime>() else {
             gst::warning!(CAT, imp = self, "only TIME segments");
             return false;
         };
-        if segment.rate() < 0.0 {
-            gst::warning!(CAT, imp = self, "no playing backwards: every chunk continues the last");
-            return false;
-        }
         segment.set_time(segment.start());
         let time = segment.position().or(segment.start()).map_or(0, gst::ClockTime::nseconds);
         let stop = segment.stop().map(gst::ClockTime::nseconds);

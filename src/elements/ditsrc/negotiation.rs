@@ -89,6 +89,24 @@ impl DitSrc {
         session.set_limit(limit);
     }
 
+    /// Whether this is a seek that can't be followed.
+    ///
+    /// The base class asks for it only once it has flushed, and then pushes on without a segment.
+    pub(super) fn refuses(&self, event: &gst::Event) -> bool {
+        let gst::EventView::Seek(seek) = event.view() else { return false };
+        let (rate, _, start_type, start, stop_type, _) = seek.get();
+        let from_end = [start_type, stop_type].contains(&gst::SeekType::End);
+        let why = if rate < 0.0 {
+            "no playing backwards: every chunk continues the last"
+        } else if from_end && start.format() != gst::Format::Time {
+            "from the end only in time"
+        } else {
+            return false;
+        };
+        gst::warning!(CAT, imp = self, "refusing {event:?}: {why}");
+        true
+    }
+
     pub(super) fn seek(&self, time: u64, stop: Option<u64>) {
         let target = {
             let mut state = locked(&self.state);
