@@ -10,7 +10,9 @@
 //!
 //! What it does not judge: colours in 1920s film, which has none, and motion in single pictures.
 
+mod find;
 mod look;
+mod mask;
 mod object;
 mod shape;
 
@@ -19,6 +21,8 @@ use object::Track;
 
 /// Frames are averaged down by a whole factor to about this height.
 const HEIGHT: usize = 128;
+/// The least number of frames in which a motion can be told.
+const FOLLOWED: usize = 5;
 
 /// What the judge sees; `None` where it cannot tell (or where nothing of the kind is there).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,13 +87,12 @@ pub fn judge(pixels: &[u8], width: usize, height: usize) -> Verdict {
     let Some(seen) = look::recognise(&clip) else { return verdict };
     verdict.style = Some(seen.style);
     verdict.background = Some(seen.background);
-    let track = object::follow(&seen.flattened, &seen.palette, seen.style);
-    verdict.motion = motion(&track);
-    if let Some((shape, _)) = shape::recognise(&track) {
-        verdict.shape = Some(shape);
-        if seen.style != Style::Film {
-            verdict.colour = object::colour(&seen.flattened, &track, seen.style);
-        }
+    let thing = find::object(&seen);
+    verdict.shape = thing.shape();
+    verdict.motion = thing.motion();
+    // A thing may have a colour that everyone sees and no shape, but not the other way round.
+    if seen.style != Style::Film && (verdict.shape.is_some() || thing.is_clear()) {
+        verdict.colour = object::colour(&seen.flattened, &thing.track, seen.style);
     }
     verdict
 }
@@ -137,7 +140,7 @@ fn motion(track: &Track) -> Option<Motion> {
     let seen: Vec<[f32; 3]> =
         track.blobs.iter().flatten().map(|blob| [blob.x, blob.y, blob.radius]).collect();
     // An object that is missed in many frames is not followed.
-    if seen.len() < 5 || seen.len() * 3 < track.blobs.len() * 2 {
+    if seen.len() < FOLLOWED || seen.len() * 3 < track.blobs.len() * 2 {
         return None;
     }
     let smooth: Vec<[f32; 3]> = (0..seen.len())

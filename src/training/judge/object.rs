@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: MPL-2.0
-//! The object of a clip: in every frame the largest thing whose colours are not the background's.
+//! Things in a clip: in every frame the largest one of a mask, and what its colour is.
 
 use super::Clip;
+use super::mask::{fill_holes, grown, neighbours};
 use crate::training::world::style::Look;
 use crate::training::world::{Colour, Style};
 
-/// Colours nearer than this to one of the background's are background.
-const TOLERANCE: f32 = 20.0;
-/// The same where a style has its own wide range of colours, or few levels.
-const SMALL_TOLERANCE: f32 = 13.0;
-/// Cells per channel of the table of colours.
-const CELLS: usize = 32;
 /// Smallest object, as a part of the squared height.
 const SMALLEST: f32 = 0.005;
 
-/// An object in one frame; lengths in heights.
+/// A thing in one frame; lengths in heights.
 pub(super) struct Blob {
     /// Centre of the outline.
     pub(super) x: f32,
@@ -32,7 +27,7 @@ pub(super) struct Blob {
     pub(super) between: Vec<bool>,
 }
 
-/// An object through the frames of a clip.
+/// A thing through the frames of a clip.
 pub(super) struct Track {
     pub(super) width: usize,
     pub(super) height: usize,
@@ -40,15 +35,9 @@ pub(super) struct Track {
     pub(super) blobs: Vec<Option<Blob>>,
 }
 
-/// Finds the object in every frame.
-pub(super) fn follow(clip: &Clip, palette: &[[f32; 3]], style: Style) -> Track {
-    let tolerance = match style {
-        Style::Rainbow | Style::PixelArt | Style::Jungle => SMALL_TOLERANCE,
-        _ => TOLERANCE,
-    };
-    let table = Table::new(palette, tolerance);
-    let blobs = clip.frames.iter().map(|frame| {
-        let open: Vec<bool> = frame.iter().map(|c| !table.holds(*c)).collect();
+/// The largest thing of each frame's mask.
+pub(super) fn follow(clip: &Clip, masks: Vec<Vec<bool>>, style: Style) -> Track {
+    let blobs = clip.frames.iter().zip(masks).map(|(frame, open)| {
         let mut blob = largest(&open, clip.width, clip.height)?;
         if style == Style::PixelArt {
             sharpen(&mut blob, frame, clip);
@@ -58,70 +47,32 @@ pub(super) fn follow(clip: &Clip, palette: &[[f32; 3]], style: Style) -> Track {
     Track { width: clip.width, height: clip.height, aspect: clip.aspect(), blobs: blobs.collect() }
 }
 
-/// Which colours are near those of a palette.
-struct Table {
-    near: Vec<bool>,
-}
-
-impl Table {
-    fn new(palette: &[[f32; 3]], tolerance: f32) -> Self {
-        let mut near = vec![false; CELLS * CELLS * CELLS];
-        let size = 256.0 / CELLS as f32;
-        let reach = (tolerance / size).ceil() as i32;
-        for c in palette {
-            let cell = c.map(|v| (v.clamp(0.0, 255.0) / size) as i32);
-            for r in cell[0] - reach..=cell[0] + reach {
-                for g in cell[1] - reach..=cell[1] + reach {
-                    for b in cell[2] - reach..=cell[2] + reach {
-                        let at = [r, g, b];
-                        let inside = at.iter().all(|v| (0..CELLS as i32).contains(v));
-                        let d: f32 = (0..3)
-                            .map(|k| ((at[k] as f32 + 0.5) * size - c[k].clamp(0.0, 255.0)).powi(2))
-                            .sum();
-                        if inside && d <= tolerance * tolerance {
-                            near[(r as usize * CELLS + g as usize) * CELLS + b as usize] = true;
-                        }
-                    }
-                }
-            }
-        }
-        Self { near }
-    }
-
-    fn holds(&self, c: [f32; 3]) -> bool {
-        let size = 256.0 / CELLS as f32;
-        let [r, g, b] = c.map(|v| ((v.clamp(0.0, 255.0) / size) as usize).min(CELLS - 1));
-        self.near[(r * CELLS + g) * CELLS + b]
-    }
-}
-
 /// The connected part of a mask that is largest with its holes filled.
 fn largest(mask: &[bool], width: usize, height: usize) -> Option<Blob> {
-    let mut label = vec![0u32; mask.len()];
+    let mut seen = vec![false; mask.len()];
     let mut best: Option<(usize, Vec<bool>, Vec<bool>)> = None;
-    let mut stack = Vec::new();
     for start in 0..mask.len() {
-        if !mask[start] || label[start] != 0 {
+        if !mask[start] || seen[start] {
             continue;
         }
-        let mut part = vec![false; mask.len()];
-        let mut count = 0;
-        label[start] = 1;
-        stack.push(start);
-        while let Some(at) = stack.pop() {
-            part[at] = true;
-            count += 1;
-            for next in neighbours(at, width, height) {
-                if mask[next] && label[next] == 0 {
-                    label[next] = 1;
-                    stack.push(next);
+        seen[start] = true;
+        let mut places = vec![start];
+        let mut next = 0;
+        while let Some(at) = places.get(next).copied() {
+            next += 1;
+            for other in neighbours(at, width, height) {
+                if mask[other] && !seen[other] {
+                    seen[other] = true;
+                    places.push(other);
                 }
             }
         }
         // A thin outline still has this many pixels.
-        if (count as f32) < 0.25 * SMALLEST * (height * height) as f32 {
+        if (places.len() as f32) < 0.25 * SMALLEST * (height * height) as f32 {
             continue;
         }
+        let mut part = vec![false; mask.len()];
+        places.iter().for_each(|at| part[*at] = true);
         let filled = fill_holes(&part, width, height);
         let area = filled.iter().filter(|inside| **inside).count();
         if best.as_ref().is_none_or(|(most, ..)| area > *most) {
@@ -210,45 +161,13 @@ fn between_edges(mask: &[bool], filled: &[bool], centre: [f32; 2], width: usize)
     between
 }
 
-/// The pixels left, right, above and below.
-fn neighbours(at: usize, width: usize, height: usize) -> impl Iterator<Item = usize> {
-    let (x, y) = (at % width, at / width);
-    let candidates = [
-        (x > 0).then(|| at - 1),
-        (x + 1 < width).then_some(at + 1),
-        (y > 0).then(|| at - width),
-        (y + 1 < height).then_some(at + width),
-    ];
-    candidates.into_iter().flatten()
-}
-
-/// A mask together with all that it encloses.
-fn fill_holes(mask: &[bool], width: usize, height: usize) -> Vec<bool> {
-    let mut filled = vec![true; mask.len()];
-    let border = |at: usize| {
-        let (x, y) = (at % width, at / width);
-        x == 0 || y == 0 || x + 1 == width || y + 1 == height
-    };
-    let mut stack: Vec<usize> = (0..mask.len()).filter(|at| border(*at) && !mask[*at]).collect();
-    stack.iter().for_each(|at| filled[*at] = false);
-    while let Some(at) = stack.pop() {
-        for next in neighbours(at, width, height) {
-            if !mask[next] && filled[next] {
-                filled[next] = false;
-                stack.push(next);
-            }
-        }
-    }
-    filled
-}
-
 /// The object's colour: that of its inside, whatever the style has done to it.
 pub(super) fn colour(clip: &Clip, track: &Track, style: Style) -> Option<Colour> {
     let look = Look::new(style, 0, track.aspect);
     let mut votes = [0.0f32; Colour::ALL.len()];
     for (frame, blob) in clip.frames.iter().zip(&track.blobs) {
         let Some(blob) = blob else { continue };
-        let c = inside(frame, blob, track)?;
+        let Some(c) = inside(frame, blob, track) else { continue };
         let distance = |colour: &Colour| {
             let wanted = look.cast_object(colour.rgb().map(f32::from), [0.0; 3]);
             (0..3).map(|k| (c[k] - wanted[k]).powi(2)).sum::<f32>()
@@ -286,6 +205,32 @@ fn inside(frame: &[[f32; 3]], blob: &Blob, track: &Track) -> Option<[f32; 3]> {
         *value = *values.get(values.len() / 2)?;
     }
     Some(middle)
+}
+
+/// How far a thing's colour is from that of what is around it, in levels of 255: the median of the frames.
+pub(super) fn contrast(clip: &Clip, track: &Track) -> f32 {
+    let wider = |mask: &[bool], by: usize| {
+        (0..by).fold(mask.to_vec(), |mask, _| grown(&mask, true, clip.width, clip.height))
+    };
+    let steps = clip.frames.iter().zip(&track.blobs).filter_map(|(frame, blob)| {
+        let blob = blob.as_ref()?;
+        // Soft edges are neither.
+        let near = wider(&blob.filled, 2);
+        let around = wider(&near, 3).iter().zip(near).map(|(far, near)| *far && !near).collect();
+        let (thing, around) = (mean(frame, &blob.open)?, mean(frame, &around)?);
+        Some((0..3).map(|k| (thing[k] - around[k]).powi(2)).sum::<f32>().sqrt())
+    });
+    let mut steps: Vec<f32> = steps.collect();
+    steps.sort_by(f32::total_cmp);
+    steps.get(steps.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Mean colour within a mask; `None` where it is empty.
+fn mean(frame: &[[f32; 3]], mask: &Vec<bool>) -> Option<[f32; 3]> {
+    let inside = || frame.iter().zip(mask).filter(|(_, inside)| **inside).map(|(c, _)| c);
+    let count = inside().count() as f32;
+    let sum = |k: usize| inside().map(|c| c[k]).sum::<f32>();
+    (count > 0.0).then(|| std::array::from_fn(|k| sum(k) / count))
 }
 
 /// Whether only an object's edge was seen, its inside being of the background's colour.

@@ -10,21 +10,34 @@ use std::sync::OnceLock;
 const SIDE: usize = 40;
 /// Half the side, in radii of a disc of the outline's area.
 const EXTENT: f32 = 1.7;
-/// The least agreement (intersection over union) with a shape.
-const LEAST: f32 = 0.62;
 
-/// The shape and how well it fits (intersection over union, 0 to 1).
-pub(super) fn recognise(track: &Track) -> Option<(Shape, f32)> {
+/// How an outline compares with the shapes and with itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fit {
+    /// The likeliest shape.
+    pub(super) shape: Shape,
+    /// Agreement with it (intersection over union, 0 to 1).
+    pub(super) agreement: f32,
+    /// Mean agreement of the frames' outlines with their mean.
+    pub(super) steadiness: f32,
+}
+
+/// The shape that fits best, and how well.
+pub(super) fn recognise(track: &Track) -> Option<Fit> {
     let seen = normalised(track)?;
     let fits = templates().iter().map(|(shape, template)| (*shape, agreement(&seen, template)));
-    let best = fits.max_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, fit)| *fit > LEAST)?;
+    let best = fits.max_by(|a, b| a.1.total_cmp(&b.1))?;
     // Coarse blocks make a ring's hole too small for its template, but no other shape has any.
     let middle: Vec<f32> = (0..SIDE * SIDE)
         .filter(|at| point(*at)[0].hypot(point(*at)[1]) < 0.2)
         .map(|at| seen[at])
         .collect();
     let open = middle.iter().sum::<f32>() < 0.5 * middle.len() as f32;
-    Some(if open && best.0 == Shape::Circle { (Shape::Ring, best.1) } else { best })
+    let shape = if open && best.0 == Shape::Circle { Shape::Ring } else { best.0 };
+    let each: Vec<f32> =
+        track.blobs.iter().flatten().map(|blob| agreement(&outline(blob, track), &seen)).collect();
+    let steadiness = each.iter().sum::<f32>() / each.len() as f32;
+    Some(Fit { shape, agreement: best.1, steadiness })
 }
 
 /// Mean outline over the frames, in units of its own size; large ones count more.
@@ -35,13 +48,18 @@ fn normalised(track: &Track) -> Option<Vec<f32>> {
     let mut weights = 0.0;
     for blob in track.blobs.iter().flatten().filter(|blob| !(whole && blob.cut)) {
         let weight = (blob.radius / largest).powi(4);
-        let mask = if is_outline(blob) { &blob.between } else { &blob.open };
-        for (at, total) in sum.iter_mut().enumerate() {
-            *total += weight * sampled(mask, blob, track, point(at));
+        for (total, share) in sum.iter_mut().zip(outline(blob, track)) {
+            *total += weight * share;
         }
         weights += weight;
     }
     (weights > 0.0).then(|| sum.iter().map(|total| total / weights).collect())
+}
+
+/// One frame's outline in units of its own size.
+fn outline(blob: &Blob, track: &Track) -> Vec<f32> {
+    let mask = if is_outline(blob) { &blob.between } else { &blob.open };
+    (0..SIDE * SIDE).map(|at| sampled(mask, blob, track, point(at))).collect()
 }
 
 /// The place of a point of the normalised outline.

@@ -176,6 +176,86 @@ fn time_runs_forwards() {
     }
 }
 
+/// The same scene without its object, which is far outside of the frame.
+fn without_object(mut scene: Scene) -> Scene {
+    scene.nearness = 0.01;
+    scene.start = [0.9, 0.9];
+    scene
+}
+
+#[test]
+fn where_no_object_is_none_is_seen() {
+    let mut seen = 0;
+    for index in 0..60 {
+        let scene = without_object(Scene::from_index(5_000 + index, Split::HeldOut));
+        let verdict = judge(&scene.render(NATIVE.0, NATIVE.1, 17, 0, 16.0), NATIVE.0, NATIVE.1);
+        assert_eq!(verdict.background, Some(scene.attributes.background), "{:?}", scene.attributes);
+        seen += u64::from(verdict.shape.is_some() || verdict.colour.is_some());
+    }
+    assert!(seen <= 1, "{seen} of 60");
+}
+
+#[test]
+fn an_object_that_vanishes_has_neither_shape_nor_colour() {
+    let mut seen = 0;
+    for index in 600..612 {
+        let scene = Scene::from_index(index, Split::HeldOut);
+        let (there, gone) = (held_out(index).1, without_object(scene));
+        let gone = gone.render(NATIVE.0, NATIVE.1, 17, 0, 16.0);
+        let half = 8 * NATIVE.0 * NATIVE.1 * 3;
+        let verdict = judge(&[&there[..half], &gone[half..]].concat(), NATIVE.0, NATIVE.1);
+        seen += u64::from(verdict.shape.is_some() || verdict.colour.is_some());
+    }
+    // A star of a night in blocks may take its place.
+    assert!(seen <= 1, "{seen} of 12");
+}
+
+#[test]
+fn objects_like_their_background_are_found() {
+    use Background::{Night, Snow};
+    use Motion::{Bouncing, Falling, MovingLeft, Still};
+    // Little but a rim shows, or every hue is about.
+    for (colour, shape, motion, background, style) in [
+        (Colour::Black, Shape::Ring, Bouncing, Night, Style::Underwater),
+        (Colour::Black, Shape::Circle, Falling, Night, Style::None),
+        (Colour::White, Shape::Circle, Falling, Snow, Style::None),
+        (Colour::Cyan, Shape::Square, Still, Night, Style::PixelArt),
+        (Colour::White, Shape::Triangle, MovingLeft, Night, Style::Rainbow),
+    ] {
+        let wanted = Attributes { colour, shape, motion, background, style };
+        let mut wrong = 0;
+        for seed in 0..5 {
+            let scene = Scene::with_attributes(wanted, seed);
+            let pixels = scene.render(NATIVE.0, NATIVE.1, 17, 0, 16.0);
+            let answers = judge(&pixels, NATIVE.0, NATIVE.1).compare(&wanted);
+            wrong += usize::from(answers.contains(&Some(false)));
+        }
+        assert!(wrong <= 1, "{wanted:?}: {wrong} of 5 wrong");
+    }
+}
+
+#[test]
+fn what_has_no_shape_of_ours_keeps_its_colour() {
+    let scene = without_object(Scene::from_index(0, Split::Any));
+    let wanted = Attributes { background: Background::Sky, style: Style::None, ..scene.attributes };
+    let scene = without_object(Scene::with_attributes(wanted, 3));
+    let (width, height) = NATIVE;
+    let mut pixels = scene.render(width, height, 17, 0, 16.0);
+    // Two discs with a bridge between them.
+    for (at, pixel) in pixels.chunks_exact_mut(3).enumerate() {
+        let (x, y) = ((at % width) as f32, (at / width % height) as f32);
+        let disc = |cx: f32| (x - cx).hypot(y - 64.0) < 20.0;
+        if disc(80.0) || disc(140.0) || ((80.0..140.0).contains(&x) && (y - 64.0).abs() < 6.0) {
+            pixel.copy_from_slice(&Colour::Red.rgb());
+        }
+    }
+    let seen = judge(&pixels, width, height);
+    assert_eq!(
+        (seen.colour, seen.shape, seen.motion),
+        (Some(Colour::Red), None, Some(Motion::Still))
+    );
+}
+
 #[test]
 fn nothing_is_seen_in_nothing() {
     let mut draws = Draws::new(9);

@@ -334,6 +334,6 @@ impl Canvas {
 }
 
 /// The colour of an object's edge: darker, or lighter where it is dark already.
-fn rim_of(c: [f32; 3]) -> [f32; 3] {
+pub(in crate::training) fn rim_of(c: [f32; 3]) -> [f32; 3] {
     if luminance(c) > 45.0 { c.map(|v| 0.55 * v) } else { c.map(|v| v + 72.0) }
 }
