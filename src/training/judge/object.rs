@@ -216,7 +216,8 @@ pub(super) fn contrast(clip: &Clip, track: &Track) -> f32 {
         let blob = blob.as_ref()?;
         // Soft edges are neither.
         let near = wider(&blob.filled, 2);
-        let around = wider(&near, 3).iter().zip(near).map(|(far, near)| *far && !near).collect();
+        let around = wider(&near, 3).into_iter().zip(near).map(|(far, near)| far && !near);
+        let around: Vec<bool> = around.collect();
         let (thing, around) = (mean(frame, &blob.open)?, mean(frame, &around)?);
         Some((0..3).map(|k| (thing[k] - around[k]).powi(2)).sum::<f32>().sqrt())
     });
@@ -226,7 +227,7 @@ pub(super) fn contrast(clip: &Clip, track: &Track) -> f32 {
 }
 
 /// Mean colour within a mask; `None` where it is empty.
-fn mean(frame: &[[f32; 3]], mask: &Vec<bool>) -> Option<[f32; 3]> {
+fn mean(frame: &[[f32; 3]], mask: &[bool]) -> Option<[f32; 3]> {
     let inside = || frame.iter().zip(mask).filter(|(_, inside)| **inside).map(|(c, _)| c);
     let count = inside().count() as f32;
     let sum = |k: usize| inside().map(|c| c[k]).sum::<f32>();
