@@ -39,15 +39,13 @@ const RADII: [f32; 2] = [0.09, 0.5];
 pub(super) struct Thing {
     pub(super) track: Track,
     fit: Option<Fit>,
-    contrast: f32,
 }
 
 impl Thing {
     fn new(seen: &Seen, masks: Vec<Vec<bool>>) -> Self {
         let track = object::follow(&seen.flattened, masks, seen.style);
         let fit = shape::recognise(&track);
-        let contrast = object::contrast(&seen.flattened, &track);
-        Self { track, fit, contrast }
+        Self { track, fit }
     }
 
     fn agreement(&self) -> f32 {
@@ -77,12 +75,12 @@ impl Thing {
     }
 
     /// Whether it is a thing of its own beyond doubt, whatever its shape.
-    pub(super) fn is_clear(&self) -> bool {
+    pub(super) fn is_clear(&self, seen: &Seen) -> bool {
         let cut = self.track.blobs.iter().flatten().filter(|blob| blob.cut).count();
         self.is_plausible()
             && self.fit.is_some_and(|fit| fit.steadiness > STEADY)
-            && self.contrast > COLOUR_CONTRAST
             && cut * 2 < self.track.blobs.len()
+            && object::contrast(&seen.flattened, &self.track) > COLOUR_CONTRAST
     }
 }
 
@@ -106,20 +104,23 @@ pub(super) fn object(seen: &Seen) -> Thing {
     colour.filter(|thing| thing.agreement() > best.agreement()).unwrap_or(best)
 }
 
-/// Shapes whose rims show in pieces only.
+/// Shapes whose rims show faintly, or in pieces only.
 fn rims(seen: &Seen, usual: f32) -> impl Iterator<Item = Thing> + '_ {
+    let clip = &seen.flattened;
     let faint = (usual > SMALL_TOLERANCE).then_some(SMALL_TOLERANCE);
-    let tolerances = std::iter::once(usual).chain(faint);
-    let ways = tolerances.flat_map(|tolerance| GAPS.map(|gap| (tolerance, gap)));
-    let ways = ways.filter(move |way| *way != (usual, 0));
-    let (width, height) = (seen.flattened.width, seen.flattened.height);
-    let things = ways.map(move |(tolerance, gap)| {
-        let masks = mask::foreign(&seen.flattened, &seen.palette, tolerance);
-        let closed = masks.iter().map(|mask| mask::closed(mask, gap, width, height));
-        Thing::new(seen, closed.collect())
+    let things = std::iter::once(usual).chain(faint).flat_map(move |tolerance| {
+        let masks = mask::foreign(clip, &seen.palette, tolerance);
+        // Without a gap closed the usual one has been looked at.
+        let gaps = GAPS.into_iter().filter(move |gap| (tolerance, *gap) != (usual, 0));
+        gaps.map(move |gap| {
+            let closed = masks.iter().map(|mask| mask::closed(mask, gap, clip.width, clip.height));
+            Thing::new(seen, closed.collect())
+        })
     });
     things.filter(|thing| {
-        thing.shape().is_some() && thing.is_plausible() && thing.contrast > RIM_CONTRAST
+        thing.shape().is_some()
+            && thing.is_plausible()
+            && object::contrast(&seen.flattened, &thing.track) > RIM_CONTRAST
     })
 }
 
@@ -130,7 +131,7 @@ fn of_colours(seen: &Seen) -> impl Iterator<Item = Thing> + '_ {
     let things = things.filter(|(colour, thing)| {
         thing.shape().is_some()
             && thing.agreement() > LEAST_OF_COLOUR
-            && thing.is_clear()
+            && thing.is_clear(seen)
             && object::colour(&seen.flattened, &thing.track, seen.style) == Some(*colour)
     });
     things.map(|(_, thing)| thing)

@@ -2,7 +2,7 @@
 //! Masks of frames, `height * width`: which pixels may be an object's by their colour, and what is done to masks.
 
 use super::Clip;
-use crate::training::world::render::rim_of;
+use crate::training::world::draw::rim_of;
 use crate::training::world::style::Look;
 use crate::training::world::{Colour, Style};
 

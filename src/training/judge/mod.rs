@@ -91,7 +91,7 @@ pub fn judge(pixels: &[u8], width: usize, height: usize) -> Verdict {
     verdict.shape = thing.shape();
     verdict.motion = thing.motion();
     // A thing may have a colour that everyone sees and no shape, but not the other way round.
-    if seen.style != Style::Film && (verdict.shape.is_some() || thing.is_clear()) {
+    if seen.style != Style::Film && (verdict.shape.is_some() || thing.is_clear(&seen)) {
         verdict.colour = object::colour(&seen.flattened, &thing.track, seen.style);
     }
     verdict

@@ -236,9 +236,9 @@ fn objects_like_their_background_are_found() {
 
 #[test]
 fn what_has_no_shape_of_ours_keeps_its_colour() {
-    let scene = without_object(Scene::from_index(0, Split::Any));
-    let wanted = Attributes { background: Background::Sky, style: Style::None, ..scene.attributes };
-    let scene = without_object(Scene::with_attributes(wanted, 3));
+    let anything = Scene::from_index(0, Split::Any).attributes;
+    let sky = Attributes { background: Background::Sky, style: Style::None, ..anything };
+    let scene = without_object(Scene::with_attributes(sky, 3));
     let (width, height) = NATIVE;
     let mut pixels = scene.render(width, height, 17, 0, 16.0);
     // Two discs with a bridge between them.

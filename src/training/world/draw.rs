@@ -61,6 +61,11 @@ pub(crate) fn luminance(c: [f32; 3]) -> f32 {
     0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2]
 }
 
+/// The colour of an object's edge: darker, or lighter where it is dark already.
+pub(in crate::training) fn rim_of(c: [f32; 3]) -> [f32; 3] {
+    if luminance(c) > 45.0 { c.map(|v| 0.55 * v) } else { c.map(|v| v + 72.0) }
+}
+
 /// Soft noise over the plane, 0 to 1, one feature per unit.
 pub(crate) fn noise(x: f32, y: f32, seed: u32) -> f32 {
     let (fx, fy) = (x.floor(), y.floor());

@@ -14,7 +14,7 @@
 pub(super) mod background;
 pub(super) mod draw;
 pub mod export;
-pub(super) mod render;
+mod render;
 pub(super) mod style;
 
 use draw::{Draws, mix64};

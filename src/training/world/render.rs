@@ -3,7 +3,7 @@
 //! drawn within its own bounding box.
 
 use super::background::{Backdrop, Star};
-use super::draw::{REACH, blend, distance, luminance, smoothstep};
+use super::draw::{REACH, blend, distance, luminance, rim_of, smoothstep};
 use super::style::{Field, Leaf, Look};
 use super::{Scene, Style};
 
@@ -331,9 +331,4 @@ impl Canvas {
             }
         }
     }
-}
-
-/// The colour of an object's edge: darker, or lighter where it is dark already.
-pub(in crate::training) fn rim_of(c: [f32; 3]) -> [f32; 3] {
-    if luminance(c) > 45.0 { c.map(|v| 0.55 * v) } else { c.map(|v| v + 72.0) }
 }
