@@ -27,6 +27,8 @@ pub struct Shape {
 /// clip with one attribute exchanged, and which.
 pub struct Entry {
     pub latents: Tensor,
+    /// Whether the clip is the beginning of its scene, so that a window may begin with it out of nothing.
+    pub begins: bool,
     pub weights: Tensor,
     pub attributes: Attributes,
     pub places: Tensor,
@@ -54,6 +56,10 @@ const LARGEST: f32 = 0.5;
 const LARGER: f32 = 0.4;
 /// How much more latents that the object touches count than others.
 const OBJECT_WEIGHT: f32 = 8.0;
+/// Share of the clips that show a scene at a later time than its beginning, and how many frames later at most: an object that left
+/// takes up to three seconds to come in again and cross the frame, and goes on for ever in a stream.
+const LATER: f32 = 0.5;
+const LATEST: f32 = 96.0;
 /// Frames encoded in one call.
 const ENCODE_FRAMES: i64 = 33;
 
@@ -125,8 +131,9 @@ impl Bucket {
         device: Device,
     ) -> Tensor {
         let Shape { width, height, frames } = self.shape;
-        let clips: Vec<Tensor> =
-            scenes.map(|scene| render(scene, (width, height), frames, 0)).collect();
+        let clips: Vec<Tensor> = scenes
+            .map(|scene| render(scene, (width, height), frames, first(scene, frames)))
+            .collect();
         let video = Tensor::stack(&clips, 0).to_device(device);
         let latents = vae.encode(&video, &mut FeatureCaches::default()).mean;
         vae.normalize_latents(&latents).to_device(Device::Cpu)
@@ -135,11 +142,13 @@ impl Bucket {
     fn entry(&self, scene: &Scene, latents: Tensor, other: Option<(Tensor, Exchanged)>) -> Entry {
         let size = latents.size();
         let aspect = self.shape.width as f32 / self.shape.height as f32;
+        let first = first(scene, self.shape.frames);
         Entry {
-            weights: object_weights(scene, &size),
+            begins: first == 0,
+            weights: object_weights(scene, first, &size),
             attributes: scene.attributes,
-            places: places(scene, size[1], aspect),
-            outlines: outlines(scene, &size),
+            places: places(scene, first, size[1], aspect),
+            outlines: outlines(scene, first, &size),
             latents,
             other,
         }
@@ -170,23 +179,33 @@ fn simpler(mut scene: Scene, ease: f32, still: bool) -> Scene {
     scene
 }
 
-/// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip: those that the object touches count more.
-fn object_weights(scene: &Scene, size: &[i64]) -> Tensor {
+/// The frame of a scene that its clip of so many begins with; stills begin where their scene does. The scene's seed decides.
+fn first(scene: &Scene, frames: i64) -> i64 {
+    let mut draws = Draws::new(mix64(scene.seed ^ 0x1a7e));
+    let later = frames > 1 && draws.unit() < LATER;
+    if later { 1 + (draws.unit() * LATEST) as i64 } else { 0 }
+}
+
+/// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip that begins with frame `first` of its scene: those that the object
+/// touches count more.
+fn object_weights(scene: &Scene, first: i64, size: &[i64]) -> Tensor {
     let (frames, height, width) = (size[1], size[2], size[3]);
     let mut weights = vec![1.0; (frames * height * width) as usize];
     // Latent frame 0 is one frame of video, every other is four.
     for frame in 0..=4 * (frames - 1) {
-        let first = (frame + 3) / 4 * height * width;
-        let plane = &mut weights[first as usize..][..(height * width) as usize];
-        emphasis::mark(plane, width as usize, scene, frame as f64 / FRAME_RATE, OBJECT_WEIGHT);
+        let start = (frame + 3) / 4 * height * width;
+        let plane = &mut weights[start as usize..][..(height * width) as usize];
+        let seconds = (first + frame) as f64 / FRAME_RATE;
+        emphasis::mark(plane, width as usize, scene, seconds, OBJECT_WEIGHT);
     }
     Tensor::from_slice(&weights).view([1, frames, height, width])
 }
 
-/// Where the object is in each latent frame and how that changes within it, `[T, 6]`.
-fn places(scene: &Scene, frames: i64, aspect: f32) -> Tensor {
+/// Where the object is in each latent frame of a clip that begins with frame `first`, and how that changes within it, `[T, 6]`.
+fn places(scene: &Scene, first: i64, frames: i64, aspect: f32) -> Tensor {
     let at = |frame: f64| {
-        let Placement { x, y, radius } = scene.placement(frame / FRAME_RATE, aspect);
+        let seconds = (first as f64 + frame) / FRAME_RATE;
+        let Placement { x, y, radius } = scene.placement(seconds, aspect);
         [x, y, radius]
     };
     let mut places = Vec::new();
@@ -200,15 +219,17 @@ fn places(scene: &Scene, frames: i64, aspect: f32) -> Tensor {
     Tensor::from_slice(&places).view([frames, PLACE])
 }
 
-/// What the object covers of the cells of each frame of each latent frame, `[T, 4, 4h, 4w]`, 0 to 255.
-fn outlines(scene: &Scene, size: &[i64]) -> Tensor {
+/// What the object covers of the cells of each frame of each latent frame of a clip that begins with frame `first`,
+/// `[T, 4, 4h, 4w]`, 0 to 255.
+fn outlines(scene: &Scene, first: i64, size: &[i64]) -> Tensor {
     let (frames, height, width) = (size[1], OUTLINE_CELLS * size[2], OUTLINE_CELLS * size[3]);
     let mut outlines = vec![0; (frames * OUTLINE_FRAMES * height * width) as usize];
     for (at, plane) in (0..).zip(outlines.chunks_exact_mut((height * width) as usize)) {
         let (latent, frame) = (at / OUTLINE_FRAMES, at % OUTLINE_FRAMES);
         // The first latent frame is one frame of video, here four times, every other is four.
         let frame = if latent == 0 { 0 } else { OUTLINE_FRAMES * (latent - 1) + 1 + frame };
-        emphasis::outline(plane, width as usize, scene, frame as f64 / FRAME_RATE);
+        let seconds = (first + frame) as f64 / FRAME_RATE;
+        emphasis::outline(plane, width as usize, scene, seconds);
     }
     Tensor::from_slice(&outlines).view([frames, OUTLINE_FRAMES, height, width])
 }
@@ -239,16 +260,41 @@ mod tests {
     }
 
     #[test]
+    fn half_of_the_clips_show_what_comes_later() {
+        let scenes: Vec<Scene> =
+            (0..400).map(|index| Scene::from_index(index, Split::Train)).collect();
+        assert!(scenes.iter().all(|scene| first(scene, 1) == 0));
+        let firsts: Vec<i64> = scenes.iter().map(|scene| first(scene, 33)).collect();
+        assert!(firsts.iter().all(|first| (0..=96).contains(first)));
+        let later = firsts.iter().filter(|first| **first > 0).count();
+        assert!((160..240).contains(&later), "{later}");
+        for scene in &scenes {
+            // What stands in for a clip shows the same moment.
+            let other = exchanged(scene, false).map_or(*scene, |(other, _)| other);
+            assert_eq!(first(&other, 33), first(scene, 33));
+            // The second latent frame is four frames after the first four.
+            let size = [48, 5, 4, 7];
+            let (now, then) = (places(scene, 8, 4, 1.75), places(scene, 12, 4, 1.75));
+            let same = |a: &Tensor, b: &Tensor| a.narrow(0, 2, 2).equal(&b.narrow(0, 1, 2));
+            assert!(same(&now, &then));
+            let (now, then) = (outlines(scene, 8, &size), outlines(scene, 12, &size));
+            assert!(same(&now, &then));
+            let weights = |first| object_weights(scene, first, &size).squeeze_dim(0);
+            assert!(same(&weights(8), &weights(12)));
+        }
+    }
+
+    #[test]
     fn weights_follow_the_object() {
         let mut scene = Scene::from_index(3, Split::Train);
         scene.attributes.motion = Motion::MovingRight;
         scene.start = [0.25, 0.5];
         scene.amount = 0.5;
         scene.radius = 0.15;
-        let weights = object_weights(&scene, &[48, 5, 8, 14]);
+        let weights = object_weights(&scene, 0, &[48, 5, 8, 14]);
         assert_eq!(weights.size(), [1, 5, 8, 14]);
         let heavy = weights.gt(1.0);
-        let places = places(&scene, 5, 1.75);
+        let places = places(&scene, 0, 5, 1.75);
         for (at, expected) in [([0, 0], 0.25), ([0, 3], 0.125), ([4, 0], 0.25 + 0.5 * 14.5 / 16.0)]
         {
             assert!((places.double_value(&at) - expected).abs() < 1e-4, "{at:?}");
@@ -261,7 +307,7 @@ mod tests {
         };
         assert!((centre(0) - 3.0).abs() < 1.0, "{}", centre(0));
         assert!(centre(4) > centre(0) + 4.0, "{} {}", centre(0), centre(4));
-        let outlines = outlines(&scene, &[48, 5, 8, 14]);
+        let outlines = outlines(&scene, 0, &[48, 5, 8, 14]);
         assert_eq!(outlines.size(), [5, 4, 32, 56]);
         // A disc would cover three parts of a hundred of the frame; no shape reaches beyond the heavy latents.
         let covered = outlines.to_kind(Kind::Float) / 255.0;

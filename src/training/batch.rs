@@ -22,6 +22,8 @@ const WINDOW_LATENT_FRAMES: i64 = 5;
 const CLIP_FRAMES: i64 = 33;
 /// How often a still, and a clip, is met before another takes its place; clips cost more to encode.
 const MEETINGS: [f64; 2] = [24.0, 48.0];
+/// Share of the windows that begin where their clip does, of clips that are the beginning of their scene.
+const START: f64 = 0.7;
 /// Share of the windows at the start of a clip of which nothing is known.
 const FREE: f64 = 0.2;
 /// Share of the steps on clips that teach the next frame.
@@ -389,8 +391,8 @@ impl Batches for Sampler {
         for _ in 0..size {
             let entry = bucket.pick(draws.next());
             let last = (entry.latents.size()[1] - frames) as u64;
-            // Half of the windows begin where their clip does.
-            let start = if last == 0 || draws.unit() < 0.5 { 0 } else { 1 + draws.next() % last };
+            let starts = entry.begins && (last == 0 || draws.unit() < START);
+            let start = if starts { 0 } else { 1 + draws.next() % last };
             let truth = entry.latents.narrow(1, start as i64, frames);
             weights.push(entry.weights.narrow(1, start as i64, frames));
             let (caption, other) = said(entry, early, &mut draws);
