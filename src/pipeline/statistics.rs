@@ -238,7 +238,7 @@ mod tests {
             let with_object = frame(seed);
             // A twentieth of the frame, far from everything else.
             let _ = with_object.narrow(3, 2, 4).narrow(4, 3, 3).fill_(9.0);
-            lock.apply(&with_object, 1.0);
+            assert_eq!(lock.apply(&with_object, 1.0), with_object);
         }
         let gone = frame(50);
         let off = (lock.apply(&gone, 1.0) - &gone).abs().mean(Kind::Float).double_value(&[]);
