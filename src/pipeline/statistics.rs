@@ -166,20 +166,20 @@ fn frame_statistics(latents: &Tensor) -> (Tensor, Tensor) {
     let values = sorted.size()[3];
     let quarter = values / 4;
     let middle = sorted.narrow(3, quarter, values - 2 * quarter).unsqueeze(4);
-    let mean = middle.mean_dim([3i64].as_slice(), true, Kind::Float);
-    let centred = middle - &mean;
-    let deviation = (&centred * &centred).mean_dim([3i64].as_slice(), true, Kind::Float).sqrt();
-    (mean, deviation.clamp_min(1e-3))
+    moments(&middle, &[3], 1e-3)
 }
 
 /// Mean and standard deviation of each channel, `[1, 3, 1, 1, 1]`; the deviation never vanishes.
 fn channel_statistics(video: &Tensor) -> (Tensor, Tensor) {
-    let video = video.to_kind(Kind::Float);
-    let dims = [2i64, 3, 4];
-    let mean = video.mean_dim(dims.as_slice(), true, Kind::Float);
-    let centred = &video - &mean;
-    let deviation = (&centred * &centred).mean_dim(dims.as_slice(), true, Kind::Float).sqrt();
-    (mean, deviation.clamp_min(0.02))
+    moments(&video.to_kind(Kind::Float), &[2, 3, 4], 0.02)
+}
+
+/// Mean and standard deviation along `dims`, which stay as 1; the deviation is at least `least`.
+fn moments(values: &Tensor, dims: &[i64], least: f64) -> (Tensor, Tensor) {
+    let mean = values.mean_dim(dims, true, Kind::Float);
+    let centred = values - &mean;
+    let deviation = (&centred * &centred).mean_dim(dims, true, Kind::Float).sqrt();
+    (mean, deviation.clamp_min(least))
 }
 
 #[cfg(test)]

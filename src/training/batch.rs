@@ -391,7 +391,7 @@ impl Batches for Sampler {
         for _ in 0..size {
             let entry = bucket.pick(draws.next());
             let last = (entry.latents.size()[1] - frames) as u64;
-            let starts = entry.begins && (last == 0 || draws.unit() < START);
+            let starts = last == 0 || (entry.begins && draws.unit() < START);
             let start = if starts { 0 } else { 1 + draws.next() % last };
             let truth = entry.latents.narrow(1, start as i64, frames);
             weights.push(entry.weights.narrow(1, start as i64, frames));
