@@ -110,6 +110,11 @@ fn native_values_out_of_range() {
     folder.fails_with(&["_dit.num_frames", "10", "4n+1"]);
     folder.edit_json("model_index.json", |index| index["_dit"] = json!({"width": "wide"}));
     folder.fails_with(&["_dit", "wide"]);
+    for level in [0.0, 1.0, -0.5] {
+        let native = json!({"few_steps_terminal": level});
+        folder.edit_json("model_index.json", |index| index["_dit"] = native.clone());
+        folder.fails_with(&["_dit.few_steps_terminal", &level.to_string(), "above 0"]);
+    }
 }
 
 #[test]

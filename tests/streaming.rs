@@ -207,6 +207,23 @@ fn a_cancelled_chunk_leaves_no_trace() {
 }
 
 #[test]
+fn fewer_steps_than_a_folders_own_end_lower() {
+    let native = json!({"num_inference_steps": 4, "few_steps_terminal": 0.3});
+    let folder = with_native(FOLDERS[0], native);
+    let info = FolderInfo::open(folder.path()).unwrap();
+    let last = |steps: u32| {
+        let schedule = info.schedule_from_noise(steps).unwrap();
+        schedule.sigma(steps as usize - 1)
+    };
+    assert!((last(3) - 0.3).abs() < 1e-5 && (last(2) - 0.3).abs() < 1e-5);
+    // Its own number and more are walked as the scheduler says.
+    for steps in [4, 5] {
+        let plain = info.scheduler.set_timesteps(steps as usize, None).unwrap();
+        assert_eq!(info.schedule_from_noise(steps).unwrap(), plain);
+    }
+}
+
+#[test]
 fn a_long_stream_is_held_where_it_began() {
     let native = |latent_lock: f64| {
         json!({

@@ -11,7 +11,7 @@ use crate::models::autoencoder_kl_wan::AutoencoderKLWanConfig;
 use crate::models::clip_vision::ClipVisionConfig;
 use crate::models::transformer_wan::WanTransformer3DModelConfig;
 use crate::models::umt5::Umt5Config;
-use crate::schedulers::SchedulerConfig;
+use crate::schedulers::{Schedule, SchedulerConfig};
 use crate::weights::lora::LoraFile;
 
 /// What a model is best used at: the key `_dit` of `model_index.json`, else what its family is published with.
@@ -26,6 +26,9 @@ pub struct Native {
     /// Pixel frames of one window, 4n+1.
     pub num_frames: i64,
     pub num_inference_steps: u32,
+    /// Noise level that the last of fewer steps than `num_inference_steps` begins at, at most, in what begins with noise alone;
+    /// `None`: as the scheduler has it.
+    pub few_steps_terminal: Option<f64>,
     pub guidance_scale: f64,
     /// The same for what nothing precedes: single pictures and the first chunk of a stream; `None`: no other.
     pub initial_guidance_scale: Option<f64>,
@@ -54,6 +57,7 @@ impl Default for Native {
             framerate: (16, 1),
             num_frames: 81,
             num_inference_steps: 50,
+            few_steps_terminal: None,
             guidance_scale: 5.0,
             initial_guidance_scale: None,
             learnt_guidance_scale: 1.0,
@@ -100,6 +104,11 @@ impl Native {
         if !(1..=latent_frames).contains(&self.block_latent_frames) {
             let expected = format!("1 to {latent_frames}");
             return wrong("block_latent_frames", self.block_latent_frames.to_string(), &expected);
+        }
+        if let Some(level) = self.few_steps_terminal.filter(|level| !(*level > 0.0 && *level < 1.0))
+        {
+            let expected = "null, or a noise level above 0 and below 1";
+            return wrong("few_steps_terminal", level.to_string(), expected);
         }
         if !(0.0..=1.0).contains(&self.latent_lock) {
             return wrong("latent_lock", self.latent_lock.to_string(), "0 to 1");
@@ -274,6 +283,19 @@ impl FolderInfo {
         let multiple = self.size_multiple();
         let up = |side: i64| (side + multiple - 1) / multiple * multiple;
         (up(width), up(height))
+    }
+
+    /// The noise levels of so many steps down from noise alone.
+    ///
+    /// # Errors
+    /// Those of [`SchedulerConfig::set_timesteps`].
+    pub fn schedule_from_noise(&self, num_inference_steps: u32) -> Result<Schedule> {
+        let schedule = self.scheduler.set_timesteps(num_inference_steps as usize, None)?;
+        let Native { num_inference_steps: own, few_steps_terminal, .. } = self.native;
+        Ok(match few_steps_terminal.filter(|_| num_inference_steps < own) {
+            Some(terminal) => schedule.with_terminal_at_most(terminal),
+            None => schedule,
+        })
     }
 
     /// Latent frames of one window.

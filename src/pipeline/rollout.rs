@@ -106,7 +106,7 @@ impl Rollout {
     pub fn new(pipeline: &Pipeline, request: Request) -> Result<Self> {
         let info = pipeline.info();
         info.check_streams()?;
-        let schedule = info.scheduler.set_timesteps(request.num_inference_steps as usize, None)?;
+        let schedule = info.schedule_from_noise(request.num_inference_steps)?;
         Ok(Self {
             schedule,
             prompts: None,
@@ -127,7 +127,7 @@ impl Rollout {
     /// A schedule that this number of steps leaves unusable.
     pub fn set_num_inference_steps(&mut self, pipeline: &Pipeline, steps: u32) -> Result<()> {
         if steps != self.request.num_inference_steps {
-            self.schedule = pipeline.info().scheduler.set_timesteps(steps as usize, None)?;
+            self.schedule = pipeline.info().schedule_from_noise(steps)?;
             self.request.num_inference_steps = steps;
         }
         Ok(())

@@ -199,6 +199,23 @@ impl Schedule {
         })
     }
 
+    /// The same walk, stretched so that its last step begins at the noise level `terminal` where it would begin above that, as
+    /// `shift_terminal` of diffusers does wherever it is set. A single step, which begins with noise alone, stays as it is.
+    pub fn with_terminal_at_most(&self, terminal: f64) -> Self {
+        let mut levels: Vec<f64> =
+            self.sigmas[..self.len()].iter().map(|&sigma| f64::from(sigma)).collect();
+        if levels.len() < 2 || levels[levels.len() - 1] <= terminal {
+            return self.clone();
+        }
+        stretch_to_terminal(&mut levels, terminal);
+        let last = self.sigmas[self.len()];
+        Self {
+            timesteps: levels.iter().map(|level| (level * 1000.0) as f32).collect(),
+            sigmas: levels.iter().map(|&level| level as f32).chain([last]).collect(),
+            method: self.method.clone(),
+        }
+    }
+
     /// Number of steps.
     pub fn len(&self) -> usize {
         self.timesteps.len()

@@ -164,6 +164,21 @@ fn terminal_level_is_reached() {
 }
 
 #[test]
+fn few_steps_end_lower() {
+    let schedule = |steps| dpmsolver(json!({})).unwrap().set_timesteps(steps, None).unwrap();
+    let four = schedule(4).with_terminal_at_most(0.4);
+    for (level, expected) in four.sigmas.iter().zip([0.9997, 0.8914, 0.7194, 0.4, 0.0]) {
+        assert!((level - expected).abs() < 1e-3, "{four:?}");
+    }
+    for (timestep, level) in four.timesteps.iter().zip(&four.sigmas) {
+        assert!((timestep - level * 1000.0).abs() < 1e-3, "{four:?}");
+    }
+    // One that ends lower already, and one with a step alone, are as they were.
+    assert_eq!(schedule(5).with_terminal_at_most(0.6), schedule(5));
+    assert_eq!(schedule(1).with_terminal_at_most(0.4), schedule(1));
+}
+
+#[test]
 fn a_repeated_timestep_is_found_at_its_second_place() {
     let schedule = unipc(json!({"flow_shift": 16.0})).unwrap().set_timesteps(100, None).unwrap();
     assert_eq!(schedule.timesteps[..2], [999.0, 999.0]);

@@ -38,8 +38,8 @@ pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sourc
 
 /// `_dit` says what the model is at home with; diffusers ignores keys that begin with an underscore.
 fn model_index(learnt_guidance_scale: f64) -> Value {
-    // With guidance learnt, five steps are as good as eight, and a little more helps what nothing precedes
-    // (models/TRAINING.md).
+    // With guidance learnt, five steps are as good as eight, and a little more helps what nothing precedes; fewer steps want a
+    // lower last level (models/TRAINING.md).
     let (num_inference_steps, guidance_scale, initial_guidance_scale) =
         if learnt_guidance_scale > 1.0 { (5, 1.0, 1.5) } else { (12, 2.0, 2.0) };
     json!({
@@ -58,6 +58,7 @@ fn model_index(learnt_guidance_scale: f64) -> Value {
             "framerate": [16, 1],
             "num_frames": 17,
             "num_inference_steps": num_inference_steps,
+            "few_steps_terminal": 0.4,
             "guidance_scale": guidance_scale,
             "initial_guidance_scale": initial_guidance_scale,
             "learnt_guidance_scale": learnt_guidance_scale,
