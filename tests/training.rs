@@ -25,6 +25,7 @@ fn decoder_of(folder: PathBuf, out: &Path) -> vae::VaeOptions {
         out: out.to_owned(),
         from: None,
         decoder_of: Some(folder),
+        encoder_of: None,
         favoured: vec!["pixel art", "star"],
         steps: 2,
         seconds: None,
@@ -63,6 +64,25 @@ fn a_decoder_is_taught_alone_and_resumes() {
         (&a[weight] - &b[weight]).abs().max().double_value(&[])
     };
     assert!(moved(&before, &first) > 0.0 && moved(&first, &second) > 0.0);
+    vae::load(&out.path().join("vae"), Device::Cpu).unwrap();
+}
+
+#[test]
+fn an_encoder_is_taught_alone() {
+    let out = tempfile::tempdir().unwrap();
+    let options = vae::VaeOptions {
+        decoder_of: None,
+        encoder_of: Some(default_model()),
+        ..decoder_of(default_model(), out.path())
+    };
+    vae::train(&options).unwrap();
+    let (before, after) = (tensors(&default_model().join("vae")), tensors(&out.path().join("vae")));
+    assert!(before.keys().eq(after.keys()));
+    for (name, weight) in &before {
+        let taught = name.starts_with("encoder.") || name.starts_with("quant_conv.");
+        assert!(taught || *weight == after[name], "{name}");
+    }
+    assert!(before["encoder.conv_in.weight"] != after["encoder.conv_in.weight"]);
     vae::load(&out.path().join("vae"), Device::Cpu).unwrap();
 }
 

@@ -73,6 +73,10 @@ struct VaeArgs {
     /// keep their meaning, so that the new `vae/` may take the old one's place.
     #[arg(long, conflicts_with_all = ["from", "image_steps", "kl_weight"])]
     decoder_of: Option<PathBuf>,
+    /// A finished pipeline folder whose encoder alone to teach, on clips of several seconds: it learns to make of every second of
+    /// them what it makes of that second alone.
+    #[arg(long, conflicts_with_all = ["from", "decoder_of", "image_steps", "kl_weight", "latent_noise", "batch"])]
+    encoder_of: Option<PathBuf>,
     /// A word of the drawn world, such as "star", that every second clip is to show; give it again for one of several.
     #[arg(long, value_parser = word)]
     favour: Vec<&'static str>,
@@ -112,12 +116,13 @@ impl VaeArgs {
         vae::train(&vae::VaeOptions {
             device: self.common.prepare()?,
             out: self.common.out,
-            image_steps: match self.from.as_ref().or(self.decoder_of.as_ref()) {
-                Some(_) => 0,
-                None => self.image_steps,
+            image_steps: match [&self.from, &self.decoder_of, &self.encoder_of] {
+                [None, None, None] => self.image_steps,
+                _ => 0,
             },
             from: self.from,
             decoder_of: self.decoder_of,
+            encoder_of: self.encoder_of,
             favoured: self.favour,
             steps: self.steps,
             seconds: self.seconds,

@@ -17,6 +17,7 @@ pub mod finetune;
 mod folder;
 pub mod generate;
 pub mod judge;
+mod lengthen;
 pub mod optim;
 pub mod progress;
 mod redraw;

@@ -12,6 +12,7 @@ use super::clock::Clock;
 use super::crew::{Crew, Losses, Work, worker_count};
 use super::emphasis;
 use super::eval::pixels;
+use super::lengthen::Lengthener;
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
 use super::redraw::Redrawer;
@@ -34,6 +35,8 @@ pub struct VaeOptions {
     /// A finished pipeline folder whose decoder alone is taught, on latents of its encoder and on what its transformer
     /// makes of these: latents keep their meaning.
     pub decoder_of: Option<PathBuf>,
+    /// A finished pipeline folder whose encoder alone is taught, on clips far longer than a second.
+    pub encoder_of: Option<PathBuf>,
     /// Words of the world that every second clip shows one of.
     pub favoured: Vec<&'static str>,
     pub steps: u64,
@@ -93,7 +96,9 @@ const STATE: &str = "vae-state.safetensors";
 pub fn train(options: &VaeOptions) -> Result<()> {
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     tch::manual_seed(options.seed as i64);
-    let pretrained = options.decoder_of.as_ref().map(|folder| folder.join("vae"));
+    // One half alone is taught of a finished autoencoder, whose latents keep their meaning.
+    let half = options.decoder_of.as_ref().or(options.encoder_of.as_ref());
+    let pretrained = half.map(|folder| folder.join("vae"));
     let mut config = match &pretrained {
         Some(folder) => read_config(folder)?,
         None => default_config(),
@@ -112,7 +117,9 @@ pub fn train(options: &VaeOptions) -> Result<()> {
     if pretrained.is_none() && options.from.is_none() {
         quiet_posterior(parameters, config.z_dim);
     }
-    let trained = |(name, _): &(String, Tensor)| pretrained.is_none() || is_decoders(name);
+    let trained = |(name, _): &(String, Tensor)| {
+        pretrained.is_none() || is_decoders(name) == options.decoder_of.is_some()
+    };
     let trained = parameters.named().into_iter().filter(trained).collect();
     let mut optimiser = AdamW::new(trained, Hyper { ema_decay: 0.998, ..Hyper::default() });
     let state = options.out.join(STATE);
@@ -150,9 +157,9 @@ fn steps(
     let crew = (first..)
         .zip(models)
         .map(|(first, vae)| {
-            let redrawer = options.decoder_of.as_ref();
-            let redrawer = redrawer.map(|folder| Redrawer::open(folder, options)).transpose()?;
-            Ok(Worker { vae, options, count, ahead: ahead(options, first, count), redrawer })
+            let lesson = Lesson::new(options)?;
+            let ahead = lesson.takes_crops().then(|| ahead(options, first, count)).flatten();
+            Ok(Worker { vae, options, count, ahead, lesson })
         })
         .collect::<Result<Vec<_>>>()?;
     let threads = tch::get_num_threads();
@@ -182,10 +189,12 @@ fn steps(
                 tch::set_num_threads(alone);
                 optimiser.swap_averages();
                 progress.note(&format!(
-                    "step {}: PSNR {:.2} dB on held-out clips, {:.2} dB after noise of {SHOWN_NOISE} on their latents",
+                    "step {}: PSNR {:.2} dB on held-out clips, {:.2} dB after noise of {SHOWN_NOISE} on their latents, {:.2} dB in the \
+                     last of {LONG_SECONDS} seconds",
                     step + 1,
                     psnr[0],
-                    psnr[1]
+                    psnr[1],
+                    late(vae, options)
                 ));
             }
         }
@@ -262,8 +271,34 @@ struct Worker<'a> {
     count: u64,
     /// Where batches are drawn by other threads.
     ahead: Option<Ahead<(Tensor, Tensor)>>,
-    /// Where the decoder alone is taught.
-    redrawer: Option<Redrawer>,
+    lesson: Lesson,
+}
+
+/// What is taught, and with what.
+enum Lesson {
+    /// All of it, on crops.
+    Whole,
+    /// The decoder alone, half of the time on crops.
+    Decoder(Box<Redrawer>),
+    /// The encoder alone, on long clips.
+    Encoder(Box<Lengthener>),
+}
+
+impl Lesson {
+    fn new(options: &VaeOptions) -> Result<Self> {
+        Ok(match (&options.decoder_of, &options.encoder_of) {
+            (Some(folder), _) => Self::Decoder(Box::new(Redrawer::open(folder, options)?)),
+            (None, Some(folder)) => {
+                let known = load(&folder.join("vae"), options.device)?;
+                Self::Encoder(Box::new(Lengthener::new(known, options)))
+            }
+            (None, None) => Self::Whole,
+        })
+    }
+
+    fn takes_crops(&self) -> bool {
+        !matches!(self, Self::Encoder(_))
+    }
 }
 
 /// On a GPU, threads that draw batches `first` and following.
@@ -281,17 +316,21 @@ impl Work for Worker<'_> {
     fn work(&mut self, number: u64) -> Result<Losses> {
         // Batches are counted over all workers, steps are not.
         let images = number < self.options.image_steps * self.count;
-        let (video, weights) = match &mut self.ahead {
-            Some(ahead) => ahead.take(number)?,
-            None => batch(number, images, self.options),
+        let mut crops = || match &mut self.ahead {
+            Some(ahead) => ahead.take(number),
+            None => Ok(batch(number, images, self.options)),
         };
-        let loss = match &self.redrawer {
-            Some(redrawer) => {
-                let (latents, video, weights) = redrawer.lesson(number, (video, weights))?;
+        let loss = match &self.lesson {
+            Lesson::Decoder(redrawer) => {
+                let (latents, video, weights) = redrawer.lesson(number, crops()?)?;
                 let decoded = self.vae.decode_unclamped(&latents, &mut FeatureCaches::default());
                 reconstruction(&(decoded - video), &weights)
             }
-            None => loss(&self.vae, (&video, &weights), self.options),
+            Lesson::Encoder(lengthener) => lengthener.loss(&self.vae, number),
+            Lesson::Whole => {
+                let (video, weights) = crops()?;
+                loss(&self.vae, (&video, &weights), self.options)
+            }
         };
         (&loss / self.count as f64).backward();
         Ok([loss.double_value(&[]), 0.0, 0.0])
@@ -431,6 +470,34 @@ fn reconstruct(vae: &AutoencoderKLWan, images: bool, options: &VaeOptions) -> Re
         .map(|latents| vae.decode(latents, &mut FeatureCaches::default()));
     sheet::write(&options.out.join("vae.png"), &[&video, &decoded, &noised], 4)?;
     Ok([decoded, noised].map(|decoded| pixels::psnr(pixels::squared_error(&decoded, &video))))
+}
+
+/// Seconds of the clips whose last one is measured.
+pub(super) const LONG_SECONDS: i64 = 5;
+
+/// Squared error, as [`pixels::squared_error`] has it, of the last of [`LONG_SECONDS`] of a scene of that width and height after the
+/// autoencoder.
+pub(super) fn late_error(
+    vae: &AutoencoderKLWan,
+    scene: &Scene,
+    size: (i64, i64),
+    device: Device,
+) -> f64 {
+    let _no_grad = tch::no_grad_guard();
+    let frames = LONG_SECONDS * FRAME_RATE as i64 + 1;
+    let video = render(scene, size, frames, 0).unsqueeze(0).to_device(device);
+    let latents = vae.encode(&video, &mut FeatureCaches::default()).mean;
+    let decoded = vae.decode(&latents, &mut FeatureCaches::default());
+    let last = |video: &Tensor| video.narrow(2, frames - FRAME_RATE as i64, FRAME_RATE as i64);
+    pixels::squared_error(&last(&decoded), &last(&video))
+}
+
+/// PSNR in dB of the last second of long clips, most of them in a film's grey, which shows least to go by.
+fn late(vae: &AutoencoderKLWan, options: &VaeOptions) -> f64 {
+    const CLIPS: u64 = 3;
+    let scene = |i| Scene::favouring(2 * i + 1, Split::HeldOut, &["1920s film"]);
+    let error = |i| late_error(vae, &scene(i), (224, 128), options.device);
+    pixels::psnr((0..CLIPS).map(error).sum::<f64>() / CLIPS as f64)
 }
 
 /// One mean and one standard deviation for all channels: channels keep their relative energy, so that

@@ -55,6 +55,8 @@ pub struct EvalOptions {
 struct Reconstruction {
     clips: u64,
     psnr: f64,
+    /// Of the last of [`vae::LONG_SECONDS`] of some of them.
+    late_psnr: f64,
     ssim: f64,
     /// What the judge still sees in them: no model that draws through this autoencoder is likely to do better.
     scores: Scores,
@@ -136,12 +138,15 @@ fn prompt(options: &EvalOptions, index: u64) -> (Scene, String) {
     (scene, caption)
 }
 
-/// PSNR and SSIM of reconstructed held-out clips of one second at the native size.
+/// Every so many-th clip is reconstructed over several seconds as well, which takes five times as long.
+const LATE: u64 = 8;
+
+/// PSNR and SSIM of reconstructed held-out clips of one second at the native size, and how well long ones end.
 fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
     let _no_grad = tch::no_grad_guard();
     let native = &pipeline.info().native;
     let progress = Progress::new("autoencoder", options.reconstructions, 0, 0);
-    let (mut error, mut ssim) = (0.0, 0.0);
+    let (mut error, mut late, mut ssim) = (0.0, Vec::new(), 0.0);
     let (mut scores, mut words) = (Scores::default(), Words::default());
     for index in 0..options.reconstructions {
         let scene = Scene::from_index(index, Split::HeldOut);
@@ -159,12 +164,17 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
         let decoded = decoded.get(0);
         error += pixels::squared_error(&decoded, &video);
         ssim += pixels::ssim(&decoded, &video);
+        if index.is_multiple_of(LATE) {
+            let size = (native.width, native.height);
+            late.push(vae::late_error(pipeline.vae(), &scene, size, options.device));
+        }
         progress.step(index + 1, &[]);
     }
     let count = options.reconstructions as f64;
     Reconstruction {
         clips: options.reconstructions,
         psnr: pixels::psnr(error / count),
+        late_psnr: pixels::psnr(late.iter().sum::<f64>() / late.len() as f64),
         ssim: ssim / count,
         scores,
         words,

@@ -14,6 +14,7 @@ use super::{EvalOptions, Measured, Reconstruction};
 use crate::torch;
 use crate::training::judge::ATTRIBUTES;
 use crate::training::sheet;
+use crate::training::vae::LONG_SECONDS;
 
 /// Words in a table.
 const WEAKEST: usize = 4;
@@ -126,10 +127,12 @@ fn table(truth: &Clips, models: &[Measured]) -> String {
     );
     let none = || "-".to_owned();
     let reconstruction = |m: &Measured| {
-        let cell = |r: &Reconstruction| format!("{:.2} dB, {:.3}", r.psnr, r.ssim);
+        let cell =
+            |r: &Reconstruction| format!("{:.2} dB, {:.3}; {:.2} dB", r.psnr, r.ssim, r.late_psnr);
         m.reconstruction.as_ref().map_or_else(none, cell)
     };
-    row("autoencoder: PSNR, SSIM", each(none(), &reconstruction));
+    let name = format!("autoencoder: PSNR, SSIM; PSNR in the last of {LONG_SECONDS} s");
+    row(&name, each(none(), &reconstruction));
     let still_seen = |m: &Measured| {
         m.reconstruction.as_ref().map_or_else(none, |r| {
             let shares = r.scores.each.map(|score| format!("{:.0}", 100.0 * score.interval().0));
@@ -184,6 +187,7 @@ fn model_json(model: &Measured, truth: &Clips) -> Value {
     json["failures"] = model.clips.wrong.iter().map(kept_json).collect();
     if let Some(r) = &model.reconstruction {
         json["vae_psnr_db"] = json!(r.psnr);
+        json["vae_late_psnr_db"] = json!(r.late_psnr);
         json["vae_ssim"] = json!(r.ssim);
         json["vae_clips"] = json!(r.clips);
         json["vae_judged"] = r.scores.json();
