@@ -48,8 +48,7 @@ impl Lengthener {
         let video = self.clips(number);
         let long = vae.encode(&video, &mut FeatureCaches::default());
         let seconds = self.by_the_second(&video);
-        let deviation = vae.config().latents_std.first().copied().unwrap_or(1.0);
-        let off = (long.mean - seconds.mean) / deviation;
+        let off = vae.normalize_latents(&long.mean) - vae.normalize_latents(&seconds.mean);
         let off_logvar = long.logvar - seconds.logvar;
         huber(&off) + huber(&off_logvar) * LOGVAR_WEIGHT
     }
