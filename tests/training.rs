@@ -117,13 +117,12 @@ fn a_transformer_that_predicts_the_flow_teaches_no_decoder() {
     );
 }
 
-#[test]
-fn a_transformer_is_taught_on_from_a_folder() {
-    let out = tempfile::tempdir().unwrap();
-    let mut options = dit::DitOptions {
+fn taught_on(out: &Path) -> dit::DitOptions {
+    dit::DitOptions {
         vae: default_model().join("vae"),
-        out: out.path().to_owned(),
+        out: out.to_owned(),
         from: Some(default_model()),
+        hold: None,
         fresh_head: true,
         num_attention_heads: 6,
         num_layers: 6,
@@ -143,7 +142,36 @@ fn a_transformer_is_taught_on_from_a_folder() {
         device: Device::Cpu,
         save_every: 100,
         sheets: false,
+    }
+}
+
+#[test]
+fn a_transformer_is_held_to_another() {
+    let out = tempfile::tempdir().unwrap();
+    let options = dit::DitOptions {
+        hold: Some(default_model()),
+        fresh_head: false,
+        clip_share: 1.0,
+        steps: 3,
+        batch_tokens: 560,
+        half_attention: false,
+        ..taught_on(out.path())
     };
+    dit::train(&options).unwrap();
+    let initial = |folder: &Path| FolderInfo::open(folder).unwrap().native.initial_guidance_scale;
+    assert_eq!(initial(&out.path().join("model")), Some(1.0));
+    let flow = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ti2v_public");
+    let error = dit::train(&dit::DitOptions { hold: Some(flow), ..options }).unwrap_err();
+    assert!(
+        format!("{error:#}").contains("ti2v_public: found a transformer that predicts the flow"),
+        "{error:#}"
+    );
+}
+
+#[test]
+fn a_transformer_is_taught_on_from_a_folder() {
+    let out = tempfile::tempdir().unwrap();
+    let mut options = taught_on(out.path());
     dit::train(&options).unwrap();
     FolderInfo::open(&out.path().join("model")).unwrap();
     let weight = "blocks.0.attn1.to_q.weight";

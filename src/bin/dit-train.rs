@@ -175,6 +175,10 @@ struct DitArgs {
     /// A word of the drawn world, such as "star", that every second clip is to show; give it again for one of several.
     #[arg(long, value_parser = word)]
     favour: Vec<&'static str>,
+    /// A pipeline folder, to whose model's output this one is held but for objects that leave and come in again and for films
+    /// after their first second; its initial guidance is learnt, so that sampling needs none.
+    #[arg(long, value_name = "FOLDER")]
+    hold: Option<PathBuf>,
     /// Guidance that the model learns to do by itself, in one evaluation a step instead of two; 1 for none.
     #[arg(long, default_value_t = 2.0)]
     guidance_scale: f64,
@@ -216,6 +220,7 @@ impl DitArgs {
             simple_steps: self.simple_steps,
             clip_share: self.clip_share,
             favoured: self.favour,
+            hold: self.hold,
             guidance_scale: self.guidance_scale,
             learning_rate: self.learning_rate,
             decay_steps: self.decay_steps,

@@ -60,6 +60,10 @@ const OBJECT_WEIGHT: f32 = 8.0;
 /// takes up to three seconds to come in again and cross the frame, and goes on for ever in a stream.
 const LATER: f32 = 0.5;
 const LATEST: f32 = 96.0;
+/// Share of those in which an object that left stays away for longer than in the world, and how many seconds at most: a stream in
+/// which nothing came in again has to know that it does now.
+const AWAY: f32 = 0.35;
+const LONGEST_AWAY: f32 = 1.3;
 /// Frames encoded in one call.
 const ENCODE_FRAMES: i64 = 33;
 
@@ -99,7 +103,7 @@ impl Bucket {
                 .map(|i| {
                     let index = self.first_index + self.drawn + i;
                     let scene = Scene::favouring(index, Split::Train, &self.favoured);
-                    simpler(scene, ease, self.shape.frames == 1)
+                    away(simpler(scene, ease, self.shape.frames == 1), self.shape.frames)
                 })
                 .collect();
             let still = self.shape.frames == 1;
@@ -179,6 +183,13 @@ fn simpler(mut scene: Scene, ease: f32, still: bool) -> Scene {
     scene
 }
 
+/// A scene whose object may stay away for longer, if its clip of so many frames shows it later. The scene's seed decides.
+fn away(scene: Scene, frames: i64) -> Scene {
+    let mut draws = Draws::new(mix64(scene.seed ^ 0x7a11));
+    let longer = draws.unit() < AWAY && first(&scene, frames) > 0;
+    Scene { absence: if longer { LONGEST_AWAY * draws.unit() } else { 0.0 }, ..scene }
+}
+
 /// The frame of a scene that its clip of so many begins with; stills begin where their scene does. The scene's seed decides.
 fn first(scene: &Scene, frames: i64) -> i64 {
     let mut draws = Draws::new(mix64(scene.seed ^ 0x1a7e));
@@ -187,7 +198,7 @@ fn first(scene: &Scene, frames: i64) -> i64 {
 }
 
 /// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip that begins with frame `first` of its scene: those that the object
-/// touches count more.
+/// touches count more, and frames that it stays away from not at all, as that is not to be learnt but to be met.
 fn object_weights(scene: &Scene, first: i64, size: &[i64]) -> Tensor {
     let (frames, height, width) = (size[1], size[2], size[3]);
     let mut weights = vec![1.0; (frames * height * width) as usize];
@@ -197,6 +208,11 @@ fn object_weights(scene: &Scene, first: i64, size: &[i64]) -> Tensor {
         let plane = &mut weights[start as usize..][..(height * width) as usize];
         let seconds = (first + frame) as f64 / FRAME_RATE;
         emphasis::mark(plane, width as usize, scene, seconds, OBJECT_WEIGHT);
+    }
+    for plane in weights.chunks_exact_mut((height * width) as usize) {
+        if plane.iter().all(|weight| *weight < OBJECT_WEIGHT) {
+            plane.fill(0.0);
+        }
     }
     Tensor::from_slice(&weights).view([1, frames, height, width])
 }
@@ -282,6 +298,48 @@ mod tests {
             let weights = |first| object_weights(scene, first, &size).squeeze_dim(0);
             assert!(same(&weights(8), &weights(12)));
         }
+    }
+
+    #[test]
+    fn an_object_that_left_may_stay_away_for_longer() {
+        let scenes = (0..400).map(|index| Scene::from_index(index, Split::Train));
+        let away: Vec<Scene> = scenes.map(|scene| away(scene, 33)).collect();
+        let longer: Vec<&Scene> = away.iter().filter(|scene| scene.absence > 0.0).collect();
+        assert!((50..90).contains(&longer.len()), "{}", longer.len());
+        assert!(longer.iter().all(|scene| first(scene, 33) > 0 && scene.absence < LONGEST_AWAY));
+        let seen = |scene: &Scene| {
+            let place = |tenth: u32| scene.placement(f64::from(tenth) / 10.0, 1.75);
+            let inside = |tenth: &u32| {
+                let Placement { x, y, .. } = place(*tenth);
+                (0.0..=1.0).contains(&x) && (0.0..=1.0).contains(&y)
+            };
+            (0..600).filter(inside).count()
+        };
+        for scene in longer {
+            let (less, world) = (seen(scene), seen(&Scene { absence: 0.0, ..*scene }));
+            let leaves = world < 600;
+            assert!(if leaves { less <= world + 2 } else { less == world }, "{scene:?}");
+            assert!(!leaves || scene.absence < 0.1 || less + 8 < world, "{scene:?}");
+        }
+    }
+
+    #[test]
+    fn what_stays_away_is_met_but_not_learnt() {
+        let size = [48, 9, 8, 14];
+        let weights = |scene: &Scene| object_weights(scene, 0, &size);
+        let empty = |weights: &Tensor| {
+            let most = weights.amax([0i64, 2, 3].as_slice(), false);
+            (0..9).filter(|at| most.double_value(&[*at]) == 0.0).collect::<Vec<_>>()
+        };
+        let mut scene = Scene::from_index(3, Split::Train);
+        scene.attributes.motion = Motion::Falling;
+        (scene.start, scene.amount, scene.radius) = ([0.5, 0.7], 0.5, 0.15);
+        assert_eq!(empty(&weights(&scene)), Vec::<i64>::new());
+        // It leaves after 0.9 s, is away for 0.9 more and comes in again.
+        let gone = Scene { absence: 0.9, ..scene };
+        assert_eq!(empty(&weights(&gone)), [5, 6, 7]);
+        let of = |scene: &Scene| weights(scene).narrow(1, 0, 4);
+        assert!(of(&gone).equal(&of(&scene)));
     }
 
     #[test]

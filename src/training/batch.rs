@@ -9,6 +9,7 @@ use super::attribute_head::{self, Truth};
 use super::bank::{Bucket, Entry, Shape};
 use super::captions::{Captioned, canonical, captioned, look};
 use super::exchange::Exchanged;
+use super::teacher::{Held, is_new, patched};
 use super::trainer::Batches;
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::models::tokenizer::PromptTokenizer;
@@ -32,6 +33,8 @@ pub(super) const NEXT: f64 = 0.75;
 /// noise level for it: below, a picture is all but finished.
 const OTHERWISE: [f64; 2] = [0.5, 0.75];
 const LEAST_OTHERWISE: f32 = 0.3;
+/// Share of the batches that a teacher makes memories of anew.
+const REDRAWN: f64 = 0.5;
 /// Share of the noise levels that are not shifted: outlines are drawn, and colours kept, at low ones.
 const UNSHIFTED: f64 = 0.65;
 /// Shift of the others: it is at high levels that an object's colour and place are decided, as a latent has many channels to
@@ -123,6 +126,8 @@ pub(super) struct Batch {
     pub shown: Tensor,
     /// The numbers `[n]` of the clips that guidance is learnt of: those that show the truth under a caption that says something.
     pub guided: Tensor,
+    /// Where a teacher stands by.
+    pub held: Option<Held>,
     /// How much each latent counts in the loss, `[B, 1, T, h, w]`.
     pub weights: Tensor,
     /// `[B, T]` in [0, 1]; 0 where a frame is known.
@@ -134,6 +139,16 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Clean latent frames that stand in front, where each block is taught what follows it.
+    pub fn before(&self) -> i64 {
+        match self.pattern {
+            AttentionPattern::NextBlock { block_latent_frames } => {
+                self.latents.size()[2] - block_latent_frames
+            }
+            _ => 0,
+        }
+    }
+
     /// The numbers of the clips that guidance is learnt of. Where something else is shown, what no caption makes of it is no
     /// measure.
     pub fn guided(captions: &Captions, shown_otherwise: &[bool]) -> Tensor {
@@ -154,6 +169,7 @@ impl Batch {
             latents: moved(&self.latents),
             shown: moved(&self.shown),
             guided: moved(&self.guided),
+            held: self.held.as_ref().map(|held| held.to_device(device)),
             weights: moved(&self.weights),
             levels: moved(&self.levels),
             captions: self.captions.to_device(device),
@@ -226,6 +242,8 @@ pub(super) struct SamplerOptions {
     pub clip_share: f64,
     /// Words of the world that every second clip shows one of.
     pub favoured: Vec<&'static str>,
+    /// Whether a teacher stands by, to whom all is held but what is new.
+    pub holds: bool,
     /// Tokens of video in a batch.
     pub batch_tokens: i64,
     /// Longest caption in tokens.
@@ -385,8 +403,9 @@ impl Batches for Sampler {
         let buckets = if task == Task::Stills { &self.images } else { &self.clips };
         let bucket = &buckets[at];
         let (mut latents, mut weights) = (Vec::new(), Vec::new());
-        let (mut shown, mut shown_otherwise) = (Vec::new(), Vec::new());
+        let (mut shown, mut unlike) = (Vec::new(), Vec::new());
         let (mut captions, mut levels) = (Vec::new(), Vec::new());
+        let (mut held, mut beginnings, mut remembered) = (Vec::new(), Vec::new(), Vec::new());
         let (mut attributes, mut places, mut outlines) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..size {
             let entry = bucket.pick(draws.next());
@@ -398,11 +417,21 @@ impl Batches for Sampler {
             let (caption, other) = said(entry, early, &mut draws);
             captions.push(caption);
             attributes.extend(attribute_head::numbers(&entry.attributes));
-            places.push(entry.places.narrow(0, start as i64, frames));
+            let place = entry.places.narrow(0, start as i64, frames);
+            held.push(self.options.holds && !is_new(task, entry, &place, start as i64));
+            if task == Task::Stills || (start == 0 && matches!(task, Task::Next { .. })) {
+                beginnings.push(held.len() as i64 - 1);
+            }
+            if self.options.holds {
+                let other = &bucket.pick(draws.next()).latents;
+                let at = (draws.next() % (last + 1)) as i64;
+                remembered.push(patched(&truth, &other.narrow(1, at, frames), &mut draws));
+            }
+            places.push(place);
             outlines.push(entry.outlines.narrow(0, start as i64, frames));
             let own = task.levels(&mut draws, frames as usize, start > 0);
             let other = other.map(|other| other.narrow(1, start as i64, frames));
-            shown_otherwise.push(other.is_some());
+            unlike.push(other.is_some() || held[held.len() - 1]);
             shown.push(match other {
                 Some(other) => towards(&truth, &other, &own, &mut draws),
                 None => truth.shallow_clone(),
@@ -413,7 +442,13 @@ impl Batches for Sampler {
         let longest = self.options.max_sequence_length;
         let captions = Captions::new(&self.tokenizer, &captions, longest)?;
         let batch = Batch {
-            guided: Batch::guided(&captions, &shown_otherwise),
+            guided: Batch::guided(&captions, &unlike),
+            held: self.options.holds.then(|| Held {
+                clips: Tensor::from_slice(&held).view([size, 1, 1, 1, 1]),
+                remembered: Tensor::stack(&remembered, 0),
+                redrawn: draws.unit() < REDRAWN,
+                beginnings: (!beginnings.is_empty()).then(|| Tensor::from_slice(&beginnings)),
+            }),
             truth: Some(Truth {
                 attributes: Tensor::from_slice(&attributes).view([size, -1]),
                 places: Tensor::stack(&places, 0),

@@ -19,6 +19,7 @@ use super::{folder, generate, sheet, vae};
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::WanTransformer3DModelConfig;
 use crate::models::umt5::Umt5Config;
+use crate::pipeline::FolderInfo;
 
 /// Longest prompt in tokens.
 pub const MAX_SEQUENCE_LENGTH: i64 = 64;
@@ -48,6 +49,9 @@ pub struct DitOptions {
     pub clip_share: f64,
     /// Words of the world that every second clip shows one of.
     pub favoured: Vec<&'static str>,
+    /// A pipeline folder, whose model shows what is not to change: all but objects that leave and come in again, and films after
+    /// their first second. Its initial guidance is learnt.
+    pub hold: Option<PathBuf>,
     /// Guidance that the model learns to do by itself; 1 for none.
     pub guidance_scale: f64,
     pub learning_rate: f64,
@@ -121,6 +125,7 @@ pub fn train(options: &DitOptions) -> Result<()> {
     let vocab_size = write_tokenizer(&tokenizer)?.vocab_size() as i64;
     let channels = vae::load(&options.vae, options.device)?.config().z_dim;
     let blueprint = Blueprint {
+        teacher: teacher(options)?,
         transformer: transformer_config(channels, options.num_attention_heads, options.num_layers),
         text_encoder: text_encoder_config(vocab_size),
         tokenizer,
@@ -169,6 +174,20 @@ pub fn train(options: &DitOptions) -> Result<()> {
     }
 }
 
+/// The folder that shows what is not to change, and the guidance of what nothing precedes there.
+fn teacher(options: &DitOptions) -> Result<Option<(PathBuf, f64)>> {
+    let Some(folder) = &options.hold else { return Ok(None) };
+    let FolderInfo { native, scheduler, expand_timesteps, .. } = FolderInfo::open(folder)?;
+    ensure!(
+        scheduler.predicts_sample() && expand_timesteps,
+        "--hold {}: found a transformer that predicts the flow or has one level for all frames, expected one like the default \
+         model's (prediction_type \"sample\", expand_timesteps)",
+        folder.display()
+    );
+    let scale = native.initial_guidance_scale.unwrap_or(native.guidance_scale);
+    Ok(Some((folder.clone(), scale)))
+}
+
 fn plan(options: &DitOptions, from: Option<PathBuf>) -> Plan {
     Plan {
         name: "dit",
@@ -200,6 +219,7 @@ fn sampler(
         simple_steps: options.simple_steps * workers as u64,
         clip_share: options.clip_share,
         favoured: options.favoured.clone(),
+        holds: options.hold.is_some(),
         batch_tokens: options.batch_tokens / workers as i64,
         max_sequence_length: MAX_SEQUENCE_LENGTH,
         device: options.device,

@@ -20,7 +20,10 @@ pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sourc
         std::fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(path)
     };
-    json_file(&part("")?.join("model_index.json"), model_index(blueprint.guidance_scale))?;
+    json_file(
+        &part("")?.join("model_index.json"),
+        model_index(blueprint.guidance_scale, options.hold.is_some()),
+    )?;
     json_file(&part("scheduler")?.join("scheduler_config.json"), scheduler())?;
     let transformer = part("transformer")?;
     let mut config = serde_json::to_value(&blueprint.transformer)?;
@@ -37,11 +40,14 @@ pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sourc
 }
 
 /// `_dit` says what the model is at home with; diffusers ignores keys that begin with an underscore.
-fn model_index(learnt_guidance_scale: f64) -> Value {
-    // With guidance learnt, five steps are as good as eight, and a little more helps what nothing precedes; fewer steps want a
-    // lower last level (models/TRAINING.md).
+fn model_index(learnt_guidance_scale: f64, initial_is_learnt: bool) -> Value {
+    // With guidance learnt, five steps are as good as eight, and a little more helps what nothing precedes, unless that is
+    // learnt as well; fewer steps want a lower last level (models/TRAINING.md).
     let (num_inference_steps, guidance_scale, initial_guidance_scale) =
-        if learnt_guidance_scale > 1.0 { (5, 1.0, 1.5) } else { (12, 2.0, 2.0) };
+        match learnt_guidance_scale > 1.0 {
+            true => (5, 1.0, if initial_is_learnt { 1.0 } else { 1.5 }),
+            false => (12, 2.0, 2.0),
+        };
     json!({
         "_class_name": "WanPipeline",
         "boundary_ratio": null,

@@ -22,6 +22,7 @@ pub mod optim;
 pub mod progress;
 mod redraw;
 pub mod sheet;
+mod teacher;
 mod trainer;
 pub mod vae;
 pub mod world;

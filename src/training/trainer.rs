@@ -16,6 +16,7 @@ use super::clock::Clock;
 use super::crew::{Crew, Losses, Work};
 use super::optim::{AdamW, Hyper, trapezoid_schedule};
 use super::progress::Progress;
+use super::teacher::Teacher;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::{
     AttentionPattern, Timestep, TokenLayout, TransformerContext, TransformerInput,
@@ -50,16 +51,18 @@ pub struct Blueprint {
     pub guidance_scale: f64,
     /// Whether attention is computed in bfloat16.
     pub half_attention: bool,
+    /// A pipeline folder, to whose model clips are held that say so, and the guidance of its beginnings.
+    pub teacher: Option<(PathBuf, f64)>,
     pub device: Device,
 }
 
 /// The parts that are trained together.
 pub struct Models {
-    transformer: WanTransformer3DModel,
+    pub(super) transformer: WanTransformer3DModel,
     text_encoder: UMT5EncoderModel,
     attribute_head: Option<AttributeHead>,
     /// One caption that says nothing.
-    nothing: Captions,
+    pub(super) nothing: Captions,
     max_sequence_length: i64,
     predicts_sample: bool,
     guidance_scale: f64,
@@ -74,13 +77,13 @@ impl Models {
     }
 
     /// What the transformer looks at under these captions.
-    fn context(&self, prompts: &Captions) -> TransformerContext {
+    pub(super) fn context(&self, prompts: &Captions) -> TransformerContext {
         self.transformer.context(&self.embed(prompts), None)
     }
 
     /// The transformer's output, flow or clean latents, for noisy latents `[B, C, T, h, w]` at levels `[B, T]`; and its tokens
     /// `[B, N, D]` half-way.
-    fn predict(
+    pub(super) fn predict(
         &self,
         latents: &Tensor,
         levels: &Tensor,
@@ -275,11 +278,21 @@ pub(super) fn run<B: Batches>(
         optimiser.start_from(from, Some(ATTRIBUTE_HEAD))?;
     }
     optimiser.set_threads(workers);
+    let teacher = blueprint.teacher.as_ref();
+    let teacher = teacher.map(|(folder, _)| Sources::starting_from(folder)).transpose()?;
     let crew = (0..)
         .zip(crew)
         .map(|(number, models)| {
+            let teacher = teacher.as_ref().map(|teacher| Teacher::new(teacher, blueprint));
+            let teacher = teacher.transpose()?;
             let batches = batches(number, optimiser.steps())?;
-            Ok(Worker { models, layouts: Layouts::new(), batches, share: 1.0 / workers as f64 })
+            Ok(Worker {
+                models,
+                teacher,
+                layouts: Layouts::new(),
+                batches,
+                share: 1.0 / workers as f64,
+            })
         })
         .collect::<Result<Vec<_>>>()?;
     // New threads take over this number: with several workers each computes alone, and idle helpers of libtorch
@@ -335,6 +348,7 @@ type Layouts = BTreeMap<([i64; 3], AttentionPattern), TokenLayout>;
 /// One thread's share of every step: its own clips and graph, but the same parameters.
 struct Worker<B> {
     models: Models,
+    teacher: Option<Teacher>,
     layouts: Layouts,
     batches: B,
     /// Part of the gradient that this worker's batch makes.
@@ -368,7 +382,8 @@ struct Noised {
 }
 
 impl Noised {
-    fn new(batch: &Batch) -> Self {
+    /// `remembered` `[B, z, T, h, w]` is what precedes each block.
+    fn new(batch: &Batch, remembered: &Tensor) -> Self {
         let noise = batch.latents.randn_like();
         let s = batch.latents.size();
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
@@ -379,11 +394,8 @@ impl Noised {
         let spoilt = Tensor::rand([s[0], 1, 1, 1, 1], (Kind::Float, level.device())) * MOST_SPOILT;
         let spoilt = batch.latents.randn_like() * spoilt;
         let noisy = noisy + &spoilt * known;
-        let before = match batch.pattern {
-            AttentionPattern::NextBlock { block_latent_frames } => s[2] - block_latent_frames,
-            _ => 0,
-        };
-        let clean = (&batch.latents + spoilt).narrow(2, 0, before);
+        let before = batch.before();
+        let clean = (remembered + spoilt).narrow(2, 0, before);
         let levels = [&batch.levels.narrow(1, 0, before).zeros_like(), &batch.levels];
         Self {
             latents: Tensor::cat(&[&clean, &noisy], 2),
@@ -402,20 +414,33 @@ impl<B> Worker<B> {
     ///
     /// Beside it, where clips come with their attributes, how badly tokens half-way tell these.
     fn loss(&mut self, batch: &Batch) -> Result<(Tensor, Option<[Tensor; 2]>)> {
-        let noised = Noised::new(batch);
         let s = batch.latents.size();
-        let shape = [s[2] + noised.before, s[3], s[4]];
+        let shape = [s[2] + batch.before(), s[3], s[4]];
         let layout = self
             .layouts
             .entry((shape, batch.pattern))
             .or_insert_with(|| self.models.transformer.layout(shape, 0, batch.pattern));
+        let teacher = self.teacher.as_ref().zip(batch.held.as_ref());
+        let remembered = match teacher {
+            Some((teacher, held)) => teacher.memories((batch, held), layout)?,
+            None => batch.latents.shallow_clone(),
+        };
+        let noised = Noised::new(batch, &remembered);
         let level = batch.levels.view([s[0], 1, s[2], 1, 1]);
         let context = self.models.context(&batch.captions);
         let (predicted, tokens) =
             self.models.predict(&noised.latents, &noised.levels, &context, layout)?;
         let predicted = predicted.narrow(2, noised.before, s[2]);
         let truth = if self.models.predicts_sample { &batch.latents } else { &noised.true_flow };
-        let mut off = &predicted - truth;
+        let target = match teacher {
+            Some((teacher, held)) => {
+                let noised = (&noised.latents, &noised.levels);
+                let output = teacher.output((batch, held), noised, layout)?;
+                output.where_self(&held.clips, truth)
+            }
+            None => truth.shallow_clone(),
+        };
+        let mut off = &predicted - target;
         if self.models.guidance_scale > 1.0 && batch.guided.numel() > 0 {
             let guidance = self.models.guidance(batch, &noised, &predicted.detach(), layout)?;
             off = off.index_add(0, &batch.guided, &-guidance);
@@ -425,7 +450,8 @@ impl<B> Worker<B> {
         }
         let weights = level.gt(0.0).to_kind(Kind::Float) * &batch.weights;
         let error = off.square() * &weights;
-        let loss = error.sum(Kind::Float) / (weights.sum(Kind::Float) * s[1] as f64);
+        // Nothing counts where all objects stay away.
+        let loss = error.sum(Kind::Float) / (weights.sum(Kind::Float).clamp_min(1.0) * s[1] as f64);
         Ok((loss, self.lesson(batch, &tokens)))
     }
 
@@ -460,6 +486,7 @@ mod tests {
             predicts_sample: true,
             guidance_scale: 4.0,
             half_attention: false,
+            teacher: None,
             device: Device::Cpu,
         };
         (Sources::starting_from(&folder).unwrap(), blueprint)
@@ -510,6 +537,7 @@ mod tests {
         let guided = Batch::guided(&said, &[false, false, true, false]);
         assert_eq!(Vec::<i64>::try_from(&guided).unwrap(), [0, 3]);
         let batch = Batch {
+            held: None,
             shown: latents.shallow_clone(),
             guided,
             latents,
@@ -523,7 +551,7 @@ mod tests {
             pattern,
         };
         let _no_grad = tch::no_grad_guard();
-        let noised = Noised::new(&batch);
+        let noised = Noised::new(&batch, &batch.latents);
         assert_eq!((noised.before, noised.latents.size()[2]), (2, 5));
         let layout = models.transformer.layout([5, 4, 4], 0, pattern);
         let predict = |captions: &Captions| {

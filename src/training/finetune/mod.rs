@@ -89,6 +89,7 @@ pub fn train(options: &FinetuneOptions) -> Result<()> {
     let before = sample(options, &pipeline, &samples)?;
     drop(pipeline);
     let blueprint = Blueprint {
+        teacher: None,
         transformer: info.transformer.clone(),
         text_encoder: info.text_encoder.clone(),
         tokenizer: info.folder.join("tokenizer"),
@@ -343,6 +344,7 @@ impl Batches for ClipSampler {
         let latents = Tensor::stack(&latents, 0);
         let captions = Captions::new(&self.tokenizer, &captions, self.max_sequence_length)?;
         Ok(Batch {
+            held: None,
             weights: latents.narrow(1, 0, 1).ones_like(),
             shown: Tensor::stack(&shown, 0),
             guided: Batch::guided(&captions, &shown_otherwise).to_device(self.device),

@@ -258,6 +258,9 @@ pub struct Scene {
     /// How many times nearer than usual the object is seen: 1 in the world itself, more where a training begins with what is
     /// easy to see.
     pub nearness: f32,
+    /// Seconds that an object which left the frame stays away beyond those of its way: 0 in the world itself, more where a
+    /// training is to find it gone.
+    pub absence: f32,
     /// Seed of the textures.
     pub seed: u64,
 }
@@ -301,6 +304,7 @@ impl Scene {
             frequency: 0.0,
             tilt: draws.between(-0.16, 0.16),
             nearness: 1.0,
+            absence: 0.0,
             seed: draws.next(),
         };
         scene.draw_motion(&mut draws);
@@ -349,15 +353,16 @@ impl Scene {
         let middle = self.radius.min(widest * aspect).max(0.06);
         let radius = middle * scale;
         let [mut x, mut y] = self.start;
+        let wrapped = |at, speed, margin| wrapped(at, speed, seconds, (margin, self.absence));
         let inset = (0.95 * middle / aspect).min(0.4);
         x = match self.attributes.motion {
-            Motion::MovingRight => wrapped(x, self.amount, seconds, 1.15 * radius / aspect),
-            Motion::MovingLeft => wrapped(x, -self.amount, seconds, 1.15 * radius / aspect),
+            Motion::MovingRight => wrapped(x, self.amount, 1.15 * radius / aspect),
+            Motion::MovingLeft => wrapped(x, -self.amount, 1.15 * radius / aspect),
             _ => x.clamp(inset, 1.0 - inset),
         };
         match self.attributes.motion {
-            Motion::Falling => y = wrapped(y, self.amount, seconds, 1.15 * radius),
-            Motion::Rising => y = wrapped(y, -self.amount, seconds, 1.15 * radius),
+            Motion::Falling => y = wrapped(y, self.amount, 1.15 * radius),
+            Motion::Rising => y = wrapped(y, -self.amount, 1.15 * radius),
             Motion::Bouncing => {
                 let u = self.turn(seconds);
                 y -= self.amount * 4.0 * u * (1.0 - u);
@@ -399,11 +404,15 @@ impl Scene {
     }
 }
 
-/// A position that leaves at one side and comes in again at the other, both a margin outside the frame.
-fn wrapped(start: f32, speed: f32, seconds: f64, margin: f32) -> f32 {
-    let span = 1.0 + 2.0 * f64::from(margin);
-    let moved = f64::from(start + margin) + f64::from(speed) * seconds;
-    (moved.rem_euclid(span)) as f32 - margin
+/// A position that leaves at one side and comes in again at the other, both a margin outside the frame, after an absence in
+/// seconds.
+fn wrapped(start: f32, speed: f32, seconds: f64, (margin, absence): (f32, f32)) -> f32 {
+    let away = speed.abs() * absence;
+    let span = 1.0 + 2.0 * f64::from(margin) + f64::from(away);
+    // What moves backwards waits in front of where it comes in, not behind where it left.
+    let before = if speed < 0.0 { margin + away } else { margin };
+    let moved = f64::from(start + before) + f64::from(speed) * seconds;
+    (moved.rem_euclid(span)) as f32 - before
 }
 
 #[cfg(test)]
