@@ -419,7 +419,8 @@ impl Batches for Sampler {
             attributes.extend(attribute_head::numbers(&entry.attributes));
             let place = entry.places.narrow(0, start as i64, frames);
             held.push(self.options.holds && !is_new(task, entry, &place, start as i64));
-            if task == Task::Stills || (start == 0 && matches!(task, Task::Next { .. })) {
+            let opens = task == Task::Stills || (start == 0 && matches!(task, Task::Next { .. }));
+            if opens && other.is_none() {
                 beginnings.push(held.len() as i64 - 1);
             }
             if self.options.holds {
@@ -446,7 +447,7 @@ impl Batches for Sampler {
             held: self.options.holds.then(|| Held {
                 clips: Tensor::from_slice(&held).view([size, 1, 1, 1, 1]),
                 remembered: Tensor::stack(&remembered, 0),
-                redrawn: draws.unit() < REDRAWN,
+                redrawn: (draws.unit() < REDRAWN).then(|| draws.next()),
                 beginnings: (!beginnings.is_empty()).then(|| Tensor::from_slice(&beginnings)),
             }),
             truth: Some(Truth {

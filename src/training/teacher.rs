@@ -5,13 +5,14 @@
 //! with the model itself).
 
 use anyhow::Result;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::bank::Entry;
 use super::batch::{Batch, Draws, Task, moved};
 use super::trainer::{Blueprint, Models, Sources};
 use super::world::Style;
 use crate::models::transformer_wan::{AttentionPattern, TokenLayout};
+use crate::pipeline::torch_noise;
 
 /// Latent frames of the first second of a clip.
 const FIRST_SECOND: i64 = 5;
@@ -28,9 +29,10 @@ pub(super) struct Held {
     pub clips: Tensor,
     /// The clips with what went wrong in them, `[B, z, T, h, w]`.
     pub remembered: Tensor,
-    /// Whether the teacher makes them anew as well.
-    pub redrawn: bool,
-    /// The numbers `[n]` of those whose first frame nothing precedes; `None`: none.
+    /// The seed with which the teacher makes them anew as well; `None`: not.
+    pub redrawn: Option<u64>,
+    /// The numbers `[n]` of those whose first frame nothing precedes and is what the caption says, as guidance overdoes the way
+    /// from another; `None`: none.
     pub beginnings: Option<Tensor>,
 }
 
@@ -131,17 +133,20 @@ impl Teacher {
     /// Those of the transformer.
     pub fn memories(&self, (batch, held): (&Batch, &Held), layout: &TokenLayout) -> Result<Tensor> {
         let (s, at) = (batch.latents.size(), batch.before());
-        if at == 0 || !held.redrawn {
+        let Some(seed) = held.redrawn.filter(|_| at > 0) else {
             return Ok(held.remembered.shallow_clone());
-        }
+        };
         let _no_grad = tch::no_grad_guard();
         let context = self.models.context(&batch.captions);
         let clean = batch.latents.narrow(2, 0, at);
-        let options = (Kind::Float, batch.latents.device());
-        let level = Tensor::empty([s[0], 1], options).uniform_(LEVELS[0], LEVELS[1]);
+        let device = batch.latents.device();
+        let mut draws = Draws::new(seed, 0);
+        let levels = (0..s[0]).map(|_| LEVELS[0] + (LEVELS[1] - LEVELS[0]) * draws.unit());
+        let levels: Vec<f32> = levels.map(|level| level as f32).collect();
+        let level = Tensor::from_slice(&levels).view([s[0], 1]).to_device(device);
         let mut redrawn = batch.latents.shallow_clone();
         for level in [&level, &(&level * 0.5)] {
-            let noise = redrawn.randn_like();
+            let noise = torch_noise(draws.next(), &s).to_device(device);
             let noisy = redrawn.lerp_tensor(&noise, &level.view([s[0], 1, 1, 1, 1]));
             let latents = Tensor::cat(&[&clean, &noisy], 2);
             let levels = [level.zeros_like().repeat([1, at]), level.repeat([1, s[2]])];
@@ -157,10 +162,12 @@ impl Teacher {
 mod tests {
     use std::path::{Path, PathBuf};
 
+    use tch::Kind;
+
     use super::super::batch::Captions;
     use super::*;
     use crate::models::tokenizer::PromptTokenizer;
-    use crate::pipeline::{FolderInfo, torch_noise};
+    use crate::pipeline::FolderInfo;
 
     fn of_the_default_model() -> (Teacher, PathBuf) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default");
@@ -192,7 +199,7 @@ mod tests {
         let held = Held {
             clips: Tensor::from_slice(&[true, true, true]).view([3, 1, 1, 1, 1]),
             remembered: latents.shallow_clone(),
-            redrawn: true,
+            redrawn: Some(7),
             beginnings: Some(Tensor::from_slice(&[1i64, 2])),
         };
         let batch = Batch {
@@ -248,17 +255,14 @@ mod tests {
         let (teacher, tokenizer) = of_the_default_model();
         let (batch, held) = batch(&tokenizer);
         let layout = teacher.models.transformer.layout([3, 4, 4], 0, batch.pattern);
-        let memories = |held: &Held| {
-            tch::manual_seed(7);
-            teacher.memories((&batch, held), &layout).unwrap()
-        };
+        let memories = |held: &Held| teacher.memories((&batch, held), &layout).unwrap();
         let redrawn = memories(&held);
         assert_eq!(redrawn.size(), batch.latents.size());
         assert!(off(&redrawn, &batch.latents) > 1e-2);
         let wrong = torch_noise(4, &[3, 48, 2, 4, 4]);
         let held = Held { remembered: &batch.latents + &wrong, ..held };
         assert!(off(&memories(&held), &(redrawn + wrong)) < 1e-4);
-        let held = Held { redrawn: false, ..held };
+        let held = Held { redrawn: None, ..held };
         assert!(memories(&held).equal(&held.remembered));
     }
 
