@@ -418,11 +418,12 @@ impl Batches for Sampler {
             captions.push(caption);
             attributes.extend(attribute_head::numbers(&entry.attributes));
             let place = entry.places.narrow(0, start as i64, frames);
-            held.push(self.options.holds && !is_new(task, entry, &place, start as i64));
+            let is_held = self.options.holds && !is_new(task, entry, &place, start as i64);
             let opens = task == Task::Stills || (start == 0 && matches!(task, Task::Next { .. }));
             if opens && other.is_none() {
-                beginnings.push(held.len() as i64 - 1);
+                beginnings.push(held.len() as i64);
             }
+            held.push(is_held);
             if self.options.holds {
                 let other = &bucket.pick(draws.next()).latents;
                 let at = (draws.next() % (last + 1)) as i64;
@@ -432,7 +433,7 @@ impl Batches for Sampler {
             outlines.push(entry.outlines.narrow(0, start as i64, frames));
             let own = task.levels(&mut draws, frames as usize, start > 0);
             let other = other.map(|other| other.narrow(1, start as i64, frames));
-            unlike.push(other.is_some() || held[held.len() - 1]);
+            unlike.push(other.is_some() || is_held);
             shown.push(match other {
                 Some(other) => towards(&truth, &other, &own, &mut draws),
                 None => truth.shallow_clone(),

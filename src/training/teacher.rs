@@ -160,41 +160,20 @@ impl Teacher {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-
     use tch::Kind;
 
-    use super::super::batch::Captions;
+    use super::super::trainer::tests::{captions, of_the_default_model, off};
     use super::*;
-    use crate::models::tokenizer::PromptTokenizer;
-    use crate::pipeline::FolderInfo;
 
-    fn of_the_default_model() -> (Teacher, PathBuf) {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default");
-        let info = FolderInfo::open(&folder).unwrap();
-        let blueprint = Blueprint {
-            transformer: info.transformer,
-            text_encoder: info.text_encoder,
-            tokenizer: folder.join("tokenizer"),
-            max_sequence_length: info.native.max_sequence_length,
-            predicts_sample: true,
-            guidance_scale: 2.0,
-            half_attention: false,
-            teacher: Some((folder.clone(), 1.5)),
-            device: Device::Cpu,
-        };
-        let sources = Sources::starting_from(&folder).unwrap();
-        (Teacher::new(&sources, &blueprint).unwrap(), folder.join("tokenizer"))
-    }
-
-    fn captions(tokenizer: &Path, captions: &[&str]) -> Captions {
-        let tokenizer = PromptTokenizer::from_folder(tokenizer).unwrap();
-        let captions: Vec<String> = captions.iter().copied().map(String::from).collect();
-        Captions::new(&tokenizer, &captions, 64).unwrap()
+    /// The default model as its own teacher.
+    fn teacher() -> (Teacher, Blueprint) {
+        let (sources, mut blueprint) = of_the_default_model();
+        blueprint.teacher = Some((Default::default(), 1.5));
+        (Teacher::new(&sources, &blueprint).unwrap(), blueprint)
     }
 
     /// Three clips of two latent frames, of which nothing precedes the first of the last two.
-    fn batch(tokenizer: &Path) -> (Batch, Held) {
+    fn batch(blueprint: &Blueprint) -> (Batch, Held) {
         let latents = torch_noise(1, &[3, 48, 2, 4, 4]);
         let held = Held {
             clips: Tensor::from_slice(&[true, true, true]).view([3, 1, 1, 1, 1]),
@@ -209,21 +188,17 @@ mod tests {
             latents,
             weights: Tensor::ones([3, 1, 2, 4, 4], (Kind::Float, Device::Cpu)),
             levels: Tensor::from_slice(&[0.0f32, 0.7, 0.5, 0.9, 0.8, 0.3]).view([3, 2]),
-            captions: captions(tokenizer, &["a red circle", "a star over the sea", ""]),
+            captions: captions(blueprint, &["a red circle", "a star over the sea", ""]),
             truth: None,
             pattern: AttentionPattern::NextBlock { block_latent_frames: 1 },
         };
         (batch, held)
     }
 
-    fn off(a: &Tensor, b: &Tensor) -> f64 {
-        (a - b).abs().max().double_value(&[])
-    }
-
     #[test]
     fn its_output_knows_what_was_and_is_guided_where_nothing_precedes() {
-        let (teacher, tokenizer) = of_the_default_model();
-        let (batch, held) = batch(&tokenizer);
+        let (teacher, blueprint) = teacher();
+        let (batch, held) = batch(&blueprint);
         let _no_grad = tch::no_grad_guard();
         let models = &teacher.models;
         let layout = models.transformer.layout([3, 4, 4], 0, batch.pattern);
@@ -231,12 +206,12 @@ mod tests {
         let levels =
             Tensor::cat(&[batch.levels.narrow(1, 0, 1).zeros_like(), batch.levels.copy()], 1);
         let with = |memory: &Tensor| Tensor::cat(&[&memory.narrow(2, 0, 1), &noisy], 2);
-        let own = |captions: &Captions| {
+        let own = |captions: &super::super::batch::Captions| {
             let context = models.context(captions);
             let latents = with(&batch.latents);
             models.predict(&latents, &levels, &context, &layout).unwrap().0.narrow(2, 1, 2)
         };
-        let nothing = captions(&tokenizer, &["", "", ""]);
+        let nothing = captions(&blueprint, &["", "", ""]);
         let (positive, negative) = (own(&batch.captions), own(&nothing));
         let spoilt = with(&torch_noise(3, &[3, 48, 2, 4, 4]));
         let shown = teacher.output((&batch, &held), (&spoilt, &levels), &layout).unwrap();
@@ -252,8 +227,8 @@ mod tests {
 
     #[test]
     fn memories_are_made_anew_with_what_went_wrong_in_them() {
-        let (teacher, tokenizer) = of_the_default_model();
-        let (batch, held) = batch(&tokenizer);
+        let (teacher, blueprint) = teacher();
+        let (batch, held) = batch(&blueprint);
         let layout = teacher.models.transformer.layout([3, 4, 4], 0, batch.pattern);
         let memories = |held: &Held| teacher.memories((&batch, held), &layout).unwrap();
         let redrawn = memories(&held);

@@ -470,12 +470,13 @@ impl<B> Worker<B> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::teacher::Held;
     use super::*;
     use crate::pipeline::{FolderInfo, torch_noise};
 
     /// Parameters that start from the default model, and what models of them are built from.
-    fn of_the_default_model() -> (Sources, Blueprint) {
+    pub(in super::super) fn of_the_default_model() -> (Sources, Blueprint) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default");
         let info = FolderInfo::open(&folder).unwrap();
         let blueprint = Blueprint {
@@ -492,13 +493,13 @@ mod tests {
         (Sources::starting_from(&folder).unwrap(), blueprint)
     }
 
-    fn captions(blueprint: &Blueprint, captions: &[&str]) -> Captions {
+    pub(in super::super) fn captions(blueprint: &Blueprint, captions: &[&str]) -> Captions {
         let tokenizer = PromptTokenizer::from_folder(&blueprint.tokenizer).unwrap();
         let captions: Vec<String> = captions.iter().copied().map(String::from).collect();
         Captions::new(&tokenizer, &captions, blueprint.max_sequence_length).unwrap()
     }
 
-    fn off(a: &Tensor, b: &Tensor) -> f64 {
+    pub(in super::super) fn off(a: &Tensor, b: &Tensor) -> f64 {
         (a - b).abs().max().double_value(&[])
     }
 
@@ -524,6 +525,42 @@ mod tests {
         assert!(off(&trained.embed(&caption), &embeds) > 1e-3);
         assert!(off(&made(&trained), &before) > 1e-2);
         assert!(off(&made(&trained), &made(&anew)) < 1e-5);
+    }
+
+    #[test]
+    fn what_is_held_is_measured_by_the_teacher_and_the_rest_by_the_truth() {
+        let (sources, mut blueprint) = of_the_default_model();
+        (blueprint.teacher, blueprint.guidance_scale) = (Some((PathBuf::new(), 1.5)), 1.0);
+        let mut worker = Worker {
+            models: sources.models(&blueprint).unwrap(),
+            teacher: Some(Teacher::new(&sources, &blueprint).unwrap()),
+            layouts: Layouts::new(),
+            batches: (),
+            share: 1.0,
+        };
+        let latents = torch_noise(1, &[2, 48, 2, 4, 4]);
+        let mut loss = |held: [bool; 2]| {
+            let held = Held {
+                clips: Tensor::from_slice(&held).view([2, 1, 1, 1, 1]),
+                remembered: latents.shallow_clone(),
+                redrawn: None,
+                beginnings: None,
+            };
+            let batch = Batch {
+                held: Some(held),
+                shown: latents.shallow_clone(),
+                guided: Tensor::zeros([0], (Kind::Int64, Device::Cpu)),
+                latents: latents.shallow_clone(),
+                weights: Tensor::ones([2, 1, 2, 4, 4], (Kind::Float, Device::Cpu)),
+                levels: Tensor::full([2, 2], 0.7, (Kind::Float, Device::Cpu)),
+                captions: captions(&blueprint, &["a star", "a red circle"]),
+                truth: None,
+                pattern: AttentionPattern::Full,
+            };
+            worker.loss(&batch).unwrap().0.double_value(&[])
+        };
+        assert!(loss([true, true]) < 1e-6);
+        assert!(loss([true, false]) > 1e-2 && loss([false, true]) > 1e-2);
     }
 
     /// What is learnt is the truth and this: the output that reproduces itself is what guidance of that scale makes.
