@@ -1,40 +1,21 @@
 // SPDX-License-Identifier: MPL-2.0
-//! What one training step of the transformer is made with: clips out of the world, captions, noise levels and the
-//! attention pattern, all drawn from seed and step.
+//! What one training step of the transformer is made with: clips, captions, noise levels and the attention pattern, all drawn
+//! from seed and step.
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::attribute_head::{self, Truth};
-use super::bank::{Bucket, Entry, Shape};
-use super::captions::{Captioned, canonical, captioned, look};
-use super::exchange::Exchanged;
-use super::teacher::{Held, is_new, patched};
-use super::trainer::Batches;
-use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
+use super::attribute_head::Truth;
+use super::teacher::Held;
 use crate::models::tokenizer::PromptTokenizer;
 use crate::models::transformer_wan::AttentionPattern;
 
 /// Latent frames of one block under block-causal attention.
 pub const BLOCK_LATENT_FRAMES: i64 = 1;
-/// Latent frames that the transformer is trained on at once.
-const WINDOW_LATENT_FRAMES: i64 = 5;
-/// Pixel frames of the clips that windows are cut from: with what comes after the first second.
-const CLIP_FRAMES: i64 = 33;
-/// How often a still, and a clip, is met before another takes its place; clips cost more to encode.
-const MEETINGS: [f64; 2] = [24.0, 48.0];
-/// Share of the windows that begin where their clip does, of clips that are the beginning of their scene.
-const START: f64 = 0.7;
 /// Share of the windows at the start of a clip of which nothing is known.
 const FREE: f64 = 0.2;
 /// Share of the steps on clips that teach the next frame.
 pub(super) const NEXT: f64 = 0.75;
-/// How often a still, and a clip, that has another beside it is shown as that one, where its caption tells them apart; and the least
-/// noise level for it: below, a picture is all but finished.
-const OTHERWISE: [f64; 2] = [0.5, 0.75];
-const LEAST_OTHERWISE: f32 = 0.3;
-/// Share of the batches that a teacher makes memories of anew.
-const REDRAWN: f64 = 0.5;
 /// Share of the noise levels that are not shifted: outlines are drawn, and colours kept, at low ones.
 const UNSHIFTED: f64 = 0.65;
 /// Shift of the others: it is at high levels that an object's colour and place are decided, as a latent has many channels to
@@ -230,69 +211,6 @@ impl Captions {
     }
 }
 
-/// How a [`Sampler`] draws.
-#[derive(Debug, Clone)]
-pub(super) struct SamplerOptions {
-    pub seed: u64,
-    /// Steps on single images before clips come in.
-    pub image_steps: u64,
-    /// Steps over which stills, and clips once they come in, become as hard as the world.
-    pub simple_steps: u64,
-    /// Share of steps on clips, once they have come in.
-    pub clip_share: f64,
-    /// Words of the world that every second clip shows one of.
-    pub favoured: Vec<&'static str>,
-    /// Whether a teacher stands by, to whom all is held but what is new.
-    pub holds: bool,
-    /// Tokens of video in a batch.
-    pub batch_tokens: i64,
-    /// Longest caption in tokens.
-    pub max_sequence_length: i64,
-    pub device: Device,
-    /// New clips that wait to be encoded together.
-    pub at_once: usize,
-    /// Samplers that share the work.
-    pub makers: usize,
-}
-
-/// Draws batches out of rings of encoded clips, which stay in main memory.
-pub(super) struct Sampler {
-    options: SamplerOptions,
-    vae: AutoencoderKLWan,
-    tokenizer: PromptTokenizer,
-    images: Vec<Bucket>,
-    clips: Vec<Bucket>,
-}
-
-impl Sampler {
-    /// `first` is the step that it begins at: resumed runs go on to clips they have not seen.
-    pub fn new(
-        options: SamplerOptions,
-        vae: AutoencoderKLWan,
-        tokenizer: PromptTokenizer,
-        first: u64,
-    ) -> Self {
-        let bucket = |width, height, frames, capacity| {
-            let first = (options.seed << 40)
-                + first * 64
-                + (frames as u64) * 7_000_003
-                + (width as u64) * 1009;
-            Bucket::new(Shape { width, height, frames }, capacity, first, &options.favoured)
-        };
-        let images = vec![
-            bucket(224, 128, 1, 1_500),
-            bucket(128, 128, 1, 1_000),
-            bucket(128, 224, 1, 1_000),
-        ];
-        let clips = vec![
-            bucket(224, 128, CLIP_FRAMES, 600),
-            bucket(128, 128, CLIP_FRAMES, 300),
-            bucket(128, 224, CLIP_FRAMES, 200),
-        ];
-        Self { options, vae, tokenizer, images, clips }
-    }
-}
-
 /// What the windows of one batch are trained for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Task {
@@ -305,16 +223,6 @@ pub(super) enum Task {
 }
 
 impl Task {
-    fn draw(draws: &mut Draws, options: &SamplerOptions, step: u64) -> Self {
-        if step < options.image_steps || draws.unit() >= options.clip_share {
-            Self::Stills
-        } else if draws.unit() < NEXT {
-            Self::Next { block: BLOCK_LATENT_FRAMES }
-        } else {
-            Self::Window
-        }
-    }
-
     /// Latent frames of its windows, of `most` at most.
     pub(super) fn frames(self, draws: &mut Draws, most: i64) -> i64 {
         match self {
@@ -366,149 +274,9 @@ impl Task {
     }
 }
 
-impl Sampler {
-    /// Fills the ring up with what is new to this step.
-    fn refresh(&mut self, draws: &mut Draws, (task, at): (Task, usize), step: u64, size: i64) {
-        let clip = task != Task::Stills;
-        let bucket = if clip { &mut self.clips[at] } else { &mut self.images[at] };
-        let fresh = size as f64 / MEETINGS[usize::from(clip)];
-        let fresh = if bucket.is_empty() {
-            ((size as usize * 8).min(400) / self.options.makers).max(self.options.at_once)
-        } else {
-            fresh as usize + usize::from(draws.unit() < fresh.fract())
-        };
-        // What is new begins simple: stills with the training, clips when they come in.
-        let taught = if clip { step - self.options.image_steps } else { step };
-        let ease = ease(taught, self.options.simple_steps);
-        bucket.refresh(&self.vae, (fresh, self.options.at_once), ease, self.options.device);
-    }
-}
-
-impl Batches for Sampler {
-    fn batch(&mut self, step: u64) -> Result<Batch> {
-        let mut draws = Draws::new(self.options.seed, step);
-        let early = step < self.options.image_steps;
-        let task = Task::draw(&mut draws, &self.options, step);
-        let at = match draws.unit() {
-            u if u < 0.6 => 0,
-            u if u < 0.8 => 1,
-            _ => 2,
-        };
-        let frames = task.frames(&mut draws, WINDOW_LATENT_FRAMES);
-        let buckets = if task == Task::Stills { &self.images } else { &self.clips };
-        let Shape { width, height, .. } = buckets[at].shape;
-        let tokens = (width / 32) * (height / 32) * task.frames_in(frames);
-        let size = (self.options.batch_tokens / tokens).max(2);
-        self.refresh(&mut draws, (task, at), step, size);
-        let buckets = if task == Task::Stills { &self.images } else { &self.clips };
-        let bucket = &buckets[at];
-        let (mut latents, mut weights) = (Vec::new(), Vec::new());
-        let (mut shown, mut unlike) = (Vec::new(), Vec::new());
-        let (mut captions, mut levels) = (Vec::new(), Vec::new());
-        let (mut held, mut beginnings, mut remembered) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut attributes, mut places, mut outlines) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..size {
-            let entry = bucket.pick(draws.next());
-            let last = (entry.latents.size()[1] - frames) as u64;
-            let starts = last == 0 || (entry.begins && draws.unit() < START);
-            let start = if starts { 0 } else { 1 + draws.next() % last };
-            let truth = entry.latents.narrow(1, start as i64, frames);
-            weights.push(entry.weights.narrow(1, start as i64, frames));
-            let (caption, other) = said(entry, early, &mut draws);
-            captions.push(caption);
-            attributes.extend(attribute_head::numbers(&entry.attributes));
-            let place = entry.places.narrow(0, start as i64, frames);
-            let is_held = self.options.holds && !is_new(task, entry, &place, start as i64);
-            let opens = task == Task::Stills || (start == 0 && matches!(task, Task::Next { .. }));
-            if opens && other.is_none() {
-                beginnings.push(held.len() as i64);
-            }
-            held.push(is_held);
-            if self.options.holds {
-                let other = &bucket.pick(draws.next()).latents;
-                let at = (draws.next() % (last + 1)) as i64;
-                remembered.push(patched(&truth, &other.narrow(1, at, frames), &mut draws));
-            }
-            places.push(place);
-            outlines.push(entry.outlines.narrow(0, start as i64, frames));
-            let own = task.levels(&mut draws, frames as usize, start > 0);
-            let other = other.map(|other| other.narrow(1, start as i64, frames));
-            unlike.push(other.is_some() || is_held);
-            shown.push(match other {
-                Some(other) => towards(&truth, &other, &own, &mut draws),
-                None => truth.shallow_clone(),
-            });
-            latents.push(truth);
-            levels.extend(own);
-        }
-        let longest = self.options.max_sequence_length;
-        let captions = Captions::new(&self.tokenizer, &captions, longest)?;
-        let batch = Batch {
-            guided: Batch::guided(&captions, &unlike),
-            held: self.options.holds.then(|| Held {
-                clips: Tensor::from_slice(&held).view([size, 1, 1, 1, 1]),
-                remembered: Tensor::stack(&remembered, 0),
-                redrawn: (draws.unit() < REDRAWN).then(|| draws.next()),
-                beginnings: (!beginnings.is_empty()).then(|| Tensor::from_slice(&beginnings)),
-            }),
-            truth: Some(Truth {
-                attributes: Tensor::from_slice(&attributes).view([size, -1]),
-                places: Tensor::stack(&places, 0),
-                outlines: Tensor::stack(&outlines, 0),
-            }),
-            latents: Tensor::stack(&latents, 0),
-            shown: Tensor::stack(&shown, 0),
-            weights: Tensor::stack(&weights, 0),
-            levels: Tensor::from_slice(&levels).view([size, frames]),
-            captions,
-            pattern: task.pattern(&mut draws),
-        };
-        Ok(batch.to_device(self.options.device))
-    }
-}
-
-/// The caption of a clip, and, where it says what the clip with an attribute exchanged shows otherwise, that one's latents.
-fn said<'a>(entry: &'a Entry, early: bool, draws: &mut Draws) -> (String, Option<&'a Tensor>) {
-    // The plainest words first.
-    if early && draws.unit() < 0.4 {
-        return (canonical(&entry.attributes), None);
-    }
-    let Captioned { caption, mentioned } = captioned(&entry.attributes, draws.next());
-    let often = OTHERWISE[usize::from(entry.latents.size()[1] > 1)];
-    let Some((other, what)) = entry.other.as_ref().filter(|_| draws.unit() < often) else {
-        return (caption, None);
-    };
-    // Whoever restyles names a look and nothing else.
-    if *what == Exchanged::Style && draws.unit() < 0.5 {
-        return (look(entry.attributes.style, draws.next()).to_owned(), Some(other));
-    }
-    (caption, what.is_said(mentioned).then_some(other))
-}
-
-/// On the way from the truth `[z, T, h, w]` to another clip, in frames whose levels are not too low; half-drawn things are
-/// what a sampler meets.
-pub(super) fn towards(truth: &Tensor, other: &Tensor, levels: &[f32], draws: &mut Draws) -> Tensor {
-    let amount = if draws.unit() < 0.5 { 1.0 } else { draws.unit() as f32 };
-    let amounts: Vec<f32> =
-        levels.iter().map(|&level| if level >= LEAST_OTHERWISE { amount } else { 0.0 }).collect();
-    let amounts = Tensor::from_slice(&amounts).view([1, -1, 1, 1]).to_device(truth.device());
-    truth + (other - truth) * amounts
-}
-
-/// How much simpler than the world a step's new scenes are, 0 to 1: all the way at first, not at all from `steps` on.
-fn ease(step: u64, steps: u64) -> f32 {
-    steps.saturating_sub(step) as f32 / steps.max(1) as f32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn scenes_become_those_of_the_world() {
-        assert_eq!([0, 5, 10, 11].map(|step| ease(step, 10)), [1.0, 0.5, 0.0, 0.0]);
-        assert_eq!([0, 1].map(|step| ease(step, 0)), [0.0, 0.0]);
-    }
 
     #[test]
     fn every_next_block_has_one_level() {

@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor};
 
 use super::ahead::{Ahead, makers};
-use super::batch::{Sampler, SamplerOptions};
 use super::captions::{build_tokenizer_json, canonical, tokenizer_config_json};
 use super::crew::worker_count;
 use super::optim::Hyper;
+use super::sampler::{Sampler, SamplerOptions};
 use super::trainer::{self, Batches, Blueprint, Plan, Sources};
 use super::world::{Scene, Split};
 use super::{folder, generate, sheet, vae};

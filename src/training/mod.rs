@@ -21,6 +21,7 @@ mod lengthen;
 pub mod optim;
 pub mod progress;
 mod redraw;
+mod sampler;
 pub mod sheet;
 mod teacher;
 mod trainer;

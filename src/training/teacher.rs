@@ -31,8 +31,8 @@ pub(super) struct Held {
     pub remembered: Tensor,
     /// The seed with which the teacher makes them anew as well; `None`: not.
     pub redrawn: Option<u64>,
-    /// The numbers `[n]` of those whose first frame nothing precedes and is what the caption says, as guidance overdoes the way
-    /// from another; `None`: none.
+    /// The numbers `[n]` of those whose first frame nothing precedes and nothing but the caption decides, which is guided; `None`:
+    /// none.
     pub beginnings: Option<Tensor>,
 }
 

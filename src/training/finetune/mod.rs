@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::bank::Shape;
-use super::batch::{Batch, Captions, Draws, NEXT, Task, towards};
+use super::batch::{Batch, Captions, Draws, NEXT, Task};
 use super::crew::worker_count;
 use super::folder::{copy_folder, trained_weights};
 use super::generate::{self, Sampling};
 use super::optim::Hyper;
+use super::sampler::towards;
 use super::sheet;
 use super::trainer::{self, Batches, Blueprint, Plan, Sources};
 use crate::frames::file;

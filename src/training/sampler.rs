@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: MPL-2.0
+//! Batches of windows out of rings of encoded clips of the world, which stay in main memory.
+
+use anyhow::Result;
+use tch::{Device, Tensor};
+
+use super::attribute_head::{self, Truth};
+use super::bank::{Bucket, Entry, Shape};
+use super::batch::{BLOCK_LATENT_FRAMES, Batch, Captions, Draws, NEXT, Task};
+use super::captions::{Captioned, canonical, captioned, look};
+use super::exchange::Exchanged;
+use super::teacher::{Held, is_new, patched};
+use super::trainer::Batches;
+use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
+use crate::models::tokenizer::PromptTokenizer;
+
+/// Latent frames that the transformer is trained on at once.
+const WINDOW_LATENT_FRAMES: i64 = 5;
+/// Pixel frames of the clips that windows are cut from: with what comes after the first second.
+const CLIP_FRAMES: i64 = 33;
+/// How often a still, and a clip, is met before another takes its place; clips cost more to encode.
+const MEETINGS: [f64; 2] = [24.0, 48.0];
+/// Share of the windows that begin where their clip does, of clips that are the beginning of their scene.
+const START: f64 = 0.7;
+/// How often a still, and a clip, that has another beside it is shown as that one, where its caption tells them apart; and the least
+/// noise level for it: below, a picture is all but finished.
+const OTHERWISE: [f64; 2] = [0.5, 0.75];
+const LEAST_OTHERWISE: f32 = 0.3;
+/// The noise level from which on a first frame's guidance is learnt whatever is shown: what shows there is noise alone, and with two
+/// targets for the same half of the guidance would be learnt.
+const NOTHING_SHOWS: f32 = 0.8;
+/// Share of the batches that a teacher makes memories of anew.
+const REDRAWN: f64 = 0.5;
+
+/// How a [`Sampler`] draws.
+#[derive(Debug, Clone)]
+pub(super) struct SamplerOptions {
+    pub seed: u64,
+    /// Steps on single images before clips come in.
+    pub image_steps: u64,
+    /// Steps over which stills, and clips once they come in, become as hard as the world.
+    pub simple_steps: u64,
+    /// Share of steps on clips, once they have come in.
+    pub clip_share: f64,
+    /// Words of the world that every second clip shows one of.
+    pub favoured: Vec<&'static str>,
+    /// Whether a teacher stands by, to whom all is held but what is new.
+    pub holds: bool,
+    /// Tokens of video in a batch.
+    pub batch_tokens: i64,
+    /// Longest caption in tokens.
+    pub max_sequence_length: i64,
+    pub device: Device,
+    /// New clips that wait to be encoded together.
+    pub at_once: usize,
+    /// Samplers that share the work.
+    pub makers: usize,
+}
+
+/// Draws batches out of rings of encoded clips, which stay in main memory.
+pub(super) struct Sampler {
+    options: SamplerOptions,
+    vae: AutoencoderKLWan,
+    tokenizer: PromptTokenizer,
+    images: Vec<Bucket>,
+    clips: Vec<Bucket>,
+}
+
+impl Sampler {
+    /// `first` is the step that it begins at: resumed runs go on to clips they have not seen.
+    pub fn new(
+        options: SamplerOptions,
+        vae: AutoencoderKLWan,
+        tokenizer: PromptTokenizer,
+        first: u64,
+    ) -> Self {
+        let bucket = |width, height, frames, capacity| {
+            let first = (options.seed << 40)
+                + first * 64
+                + (frames as u64) * 7_000_003
+                + (width as u64) * 1009;
+            Bucket::new(Shape { width, height, frames }, capacity, first, &options.favoured)
+        };
+        let images = vec![
+            bucket(224, 128, 1, 1_500),
+            bucket(128, 128, 1, 1_000),
+            bucket(128, 224, 1, 1_000),
+        ];
+        let clips = vec![
+            bucket(224, 128, CLIP_FRAMES, 600),
+            bucket(128, 128, CLIP_FRAMES, 300),
+            bucket(128, 224, CLIP_FRAMES, 200),
+        ];
+        Self { options, vae, tokenizer, images, clips }
+    }
+}
+
+impl Sampler {
+    /// What a step teaches.
+    fn task(&self, draws: &mut Draws, step: u64) -> Task {
+        if step < self.options.image_steps || draws.unit() >= self.options.clip_share {
+            Task::Stills
+        } else if draws.unit() < NEXT {
+            Task::Next { block: BLOCK_LATENT_FRAMES }
+        } else {
+            Task::Window
+        }
+    }
+
+    /// Fills the ring up with what is new to this step.
+    fn refresh(&mut self, draws: &mut Draws, (task, at): (Task, usize), step: u64, size: i64) {
+        let clip = task != Task::Stills;
+        let bucket = if clip { &mut self.clips[at] } else { &mut self.images[at] };
+        let fresh = size as f64 / MEETINGS[usize::from(clip)];
+        let fresh = if bucket.is_empty() {
+            ((size as usize * 8).min(400) / self.options.makers).max(self.options.at_once)
+        } else {
+            fresh as usize + usize::from(draws.unit() < fresh.fract())
+        };
+        // What is new begins simple: stills with the training, clips when they come in.
+        let taught = if clip { step - self.options.image_steps } else { step };
+        let ease = ease(taught, self.options.simple_steps);
+        bucket.refresh(&self.vae, (fresh, self.options.at_once), ease, self.options.device);
+    }
+}
+
+impl Batches for Sampler {
+    fn batch(&mut self, step: u64) -> Result<Batch> {
+        let mut draws = Draws::new(self.options.seed, step);
+        let early = step < self.options.image_steps;
+        let task = self.task(&mut draws, step);
+        let at = match draws.unit() {
+            u if u < 0.6 => 0,
+            u if u < 0.8 => 1,
+            _ => 2,
+        };
+        let frames = task.frames(&mut draws, WINDOW_LATENT_FRAMES);
+        let buckets = if task == Task::Stills { &self.images } else { &self.clips };
+        let Shape { width, height, .. } = buckets[at].shape;
+        let tokens = (width / 32) * (height / 32) * task.frames_in(frames);
+        let size = (self.options.batch_tokens / tokens).max(2);
+        self.refresh(&mut draws, (task, at), step, size);
+        let buckets = if task == Task::Stills { &self.images } else { &self.clips };
+        let windows: Vec<Window> = (0..size)
+            .map(|_| self.window(&buckets[at], (task, frames), early, &mut draws))
+            .collect();
+        self.gathered(windows, task, &mut draws)
+    }
+}
+
+/// What a batch has of one clip.
+struct Window {
+    /// Normalised and clean, `[z, T, h, w]`.
+    latents: Tensor,
+    /// What is noised, `[z, T, h, w]`.
+    shown: Tensor,
+    /// The latents with what went wrong in them, `[z, T, h, w]`, where a teacher stands by.
+    remembered: Option<Tensor>,
+    /// `[1, T, h, w]`
+    weights: Tensor,
+    levels: Vec<f32>,
+    caption: String,
+    attributes: [i64; 5],
+    /// `[T, 6]`
+    places: Tensor,
+    /// `[T, 4, 4h, 4w]`
+    outlines: Tensor,
+    /// Whether its caption says something else than what is noised shows.
+    otherwise: bool,
+    /// Whether it is held to what a teacher makes of it.
+    held: bool,
+    /// Whether nothing precedes its first frame.
+    opens: bool,
+}
+
+impl Window {
+    /// Whether it begins with what the caption says alone, which guidance may overdo: the way from another clip it may not.
+    fn is_guided(&self) -> bool {
+        let first = self.levels.first().copied().unwrap_or_default();
+        self.opens && (!self.otherwise || first >= NOTHING_SHOWS)
+    }
+}
+
+impl Sampler {
+    /// A window of so many latent frames of one of the clips.
+    fn window(
+        &self,
+        bucket: &Bucket,
+        (task, frames): (Task, i64),
+        early: bool,
+        draws: &mut Draws,
+    ) -> Window {
+        let entry = bucket.pick(draws.next());
+        let last = (entry.latents.size()[1] - frames) as u64;
+        let starts = last == 0 || (entry.begins && draws.unit() < START);
+        let start = if starts { 0 } else { (1 + draws.next() % last) as i64 };
+        let cut = |latents: &Tensor| latents.narrow(1, start, frames);
+        let latents = cut(&entry.latents);
+        let (caption, other) = said(entry, early, draws);
+        let places = entry.places.narrow(0, start, frames);
+        let remembered = self.options.holds.then(|| {
+            let other = &bucket.pick(draws.next()).latents;
+            let at = (draws.next() % (last + 1)) as i64;
+            patched(&latents, &other.narrow(1, at, frames), draws)
+        });
+        let levels = task.levels(draws, frames as usize, start > 0);
+        let shown = match other {
+            Some(other) => towards(&latents, &cut(other), &levels, draws),
+            None => latents.shallow_clone(),
+        };
+        Window {
+            shown,
+            remembered,
+            weights: cut(&entry.weights),
+            levels,
+            caption,
+            attributes: attribute_head::numbers(&entry.attributes),
+            outlines: entry.outlines.narrow(0, start, frames),
+            otherwise: other.is_some(),
+            held: self.options.holds && !is_new(task, entry, &places, start),
+            opens: start == 0 && task != Task::Window,
+            places,
+            latents,
+        }
+    }
+
+    /// Windows of one length as a batch.
+    fn gathered(&self, windows: Vec<Window>, task: Task, draws: &mut Draws) -> Result<Batch> {
+        let size = windows.len() as i64;
+        let stacked = |of: fn(&Window) -> &Tensor| {
+            Tensor::stack(&windows.iter().map(of).collect::<Vec<_>>(), 0)
+        };
+        let captions: Vec<String> = windows.iter().map(|window| window.caption.clone()).collect();
+        let captions = Captions::new(&self.tokenizer, &captions, self.options.max_sequence_length)?;
+        let unlike: Vec<_> = windows.iter().map(|window| window.otherwise || window.held).collect();
+        let levels: Vec<f32> = windows.iter().flat_map(|w| w.levels.iter().copied()).collect();
+        let attributes: Vec<i64> = windows.iter().flat_map(|w| w.attributes).collect();
+        let batch = Batch {
+            guided: Batch::guided(&captions, &unlike),
+            held: self.options.holds.then(|| held(&windows, draws)),
+            truth: Some(Truth {
+                attributes: Tensor::from_slice(&attributes).view([size, -1]),
+                places: stacked(|window| &window.places),
+                outlines: stacked(|window| &window.outlines),
+            }),
+            latents: stacked(|window| &window.latents),
+            shown: stacked(|window| &window.shown),
+            weights: stacked(|window| &window.weights),
+            levels: Tensor::from_slice(&levels).view([size, -1]),
+            captions,
+            pattern: task.pattern(draws),
+        };
+        Ok(batch.to_device(self.options.device))
+    }
+}
+
+/// What of windows is held to a teacher.
+fn held(windows: &[Window], draws: &mut Draws) -> Held {
+    let clips: Vec<bool> = windows.iter().map(|window| window.held).collect();
+    let beginnings = (0i64..).zip(windows).filter(|(_, window)| window.is_guided());
+    let beginnings: Vec<i64> = beginnings.map(|(number, _)| number).collect();
+    let remembered: Vec<&Tensor> = windows
+        .iter()
+        .map(|window| window.remembered.as_ref().unwrap_or(&window.latents))
+        .collect();
+    Held {
+        clips: Tensor::from_slice(&clips).view([-1, 1, 1, 1, 1]),
+        remembered: Tensor::stack(&remembered, 0),
+        redrawn: (draws.unit() < REDRAWN).then(|| draws.next()),
+        beginnings: (!beginnings.is_empty()).then(|| Tensor::from_slice(&beginnings)),
+    }
+}
+
+/// The caption of a clip, and, where it says what the clip with an attribute exchanged shows otherwise, that one's latents.
+fn said<'a>(entry: &'a Entry, early: bool, draws: &mut Draws) -> (String, Option<&'a Tensor>) {
+    // The plainest words first.
+    if early && draws.unit() < 0.4 {
+        return (canonical(&entry.attributes), None);
+    }
+    let Captioned { caption, mentioned } = captioned(&entry.attributes, draws.next());
+    let often = OTHERWISE[usize::from(entry.latents.size()[1] > 1)];
+    let Some((other, what)) = entry.other.as_ref().filter(|_| draws.unit() < often) else {
+        return (caption, None);
+    };
+    // Whoever restyles names a look and nothing else.
+    if *what == Exchanged::Style && draws.unit() < 0.5 {
+        return (look(entry.attributes.style, draws.next()).to_owned(), Some(other));
+    }
+    (caption, what.is_said(mentioned).then_some(other))
+}
+
+/// On the way from the truth `[z, T, h, w]` to another clip, in frames whose levels are not too low; half-drawn things are
+/// what a sampler meets.
+pub(super) fn towards(truth: &Tensor, other: &Tensor, levels: &[f32], draws: &mut Draws) -> Tensor {
+    let amount = if draws.unit() < 0.5 { 1.0 } else { draws.unit() as f32 };
+    let amounts: Vec<f32> =
+        levels.iter().map(|&level| if level >= LEAST_OTHERWISE { amount } else { 0.0 }).collect();
+    let amounts = Tensor::from_slice(&amounts).view([1, -1, 1, 1]).to_device(truth.device());
+    truth + (other - truth) * amounts
+}
+
+/// How much simpler than the world a step's new scenes are, 0 to 1: all the way at first, not at all from `steps` on.
+fn ease(step: u64, steps: u64) -> f32 {
+    steps.saturating_sub(step) as f32 / steps.max(1) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenes_become_those_of_the_world() {
+        assert_eq!([0, 5, 10, 11].map(|step| ease(step, 10)), [1.0, 0.5, 0.0, 0.0]);
+        assert_eq!([0, 1].map(|step| ease(step, 0)), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn first_frames_are_guided_unless_another_clip_shows_through() {
+        let t = Tensor::zeros([1, 1, 1, 1], (tch::Kind::Float, Device::Cpu));
+        let window = |(opens, otherwise, level): (bool, bool, f32)| Window {
+            latents: t.shallow_clone(),
+            shown: t.shallow_clone(),
+            remembered: None,
+            weights: t.shallow_clone(),
+            levels: vec![level, 0.1],
+            caption: String::new(),
+            attributes: [0; 5],
+            places: t.shallow_clone(),
+            outlines: t.shallow_clone(),
+            otherwise,
+            held: true,
+            opens,
+        };
+        let windows =
+            [(true, false, 0.3), (true, true, 0.5), (true, true, 0.9), (false, false, 0.9)];
+        let held = held(&windows.map(window), &mut Draws::new(1, 1));
+        assert_eq!(Vec::<i64>::try_from(held.beginnings.unwrap()).unwrap(), [0, 2]);
+    }
+}
