@@ -5,7 +5,7 @@ mod common;
 
 use std::cell::Cell;
 
-use common::{FOLDERS, deviation, fixture, load, rolling_folders};
+use common::{FOLDERS, deviation, fixture, load, rolling_folders, with_native};
 use gstdit::error::Error;
 use gstdit::nn::conv3d::FeatureCaches;
 use gstdit::pipeline::{
@@ -13,6 +13,7 @@ use gstdit::pipeline::{
     Restyler, RgbFrame, StartLevel, VideoEncoder, Window, blend_embeddings, counter_noise,
     rgb_frames, video_of,
 };
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 /// f32 rounding, with sums in another order.
@@ -112,6 +113,40 @@ fn a_whole_clip_equals_the_pipeline() {
             let off = deviation(&expected, &restyled.video).unwrap();
             assert!(off < TOLERANCE, "strength {strength}: off by {off:.1e}");
         }
+    }
+}
+
+/// What a model has learnt to overdo by itself, and what was asked of it, is less by that where the input shows through.
+#[test]
+fn guidance_that_is_learnt_is_taken_back_at_the_beginning() {
+    let _guard = tch::no_grad_guard();
+    let learnt = |scale: f64| {
+        let native = json!({
+            "num_frames": 13, "causal": true, "block_latent_frames": 1,
+            "learnt_initial_guidance_scale": scale
+        });
+        with_native("ti2v_public", native)
+    };
+    let first = |folder: &tempfile::TempDir, guidance_scale: f64, level: f64| {
+        let pipeline = load(folder.path());
+        let guide = pipeline.encode_video(&clip(1));
+        let embeddings = embeddings(&pipeline, "a fox");
+        let mut restyler = Restyler::new(&pipeline, (32, 32), NoiseKind::Counter).unwrap();
+        let controls = RestyleControls {
+            guidance_scale: Some(guidance_scale),
+            ..controls(&embeddings, StartLevel::Noise(level))
+        };
+        restyler.next_chunk(&pipeline, &guide, &controls, &never).unwrap().video
+    };
+    let none = learnt(1.0);
+    for (scale, own) in [(2.0, 1.5), (3.0, 1.0)] {
+        let some = learnt(scale);
+        let off = |guidance_scale: f64, level: f64| {
+            deviation(&first(&none, guidance_scale, level), &first(&some, 3.0, level)).unwrap()
+        };
+        assert!(off(own, 0.6) < TOLERANCE && off(3.0, 0.6) > 1e-3);
+        // Where nothing of it shows, there is nothing to overdo.
+        assert!(off(3.0, 0.9) < TOLERANCE);
     }
 }
 

@@ -71,9 +71,9 @@ pub struct Guidance {
 }
 
 impl Guidance {
-    /// The wanted scale, or the folder's own, for all experts.
+    /// The wanted scale, or the folder's own, for all experts; below 1 there is none, as in diffusers.
     pub fn of(info: &FolderInfo, scale: Option<f64>) -> Self {
-        let scale = scale.unwrap_or(info.native.guidance_scale);
+        let scale = scale.unwrap_or(info.native.guidance_scale).max(1.0);
         Self { scale, scale_2: scale }
     }
 
@@ -82,9 +82,14 @@ impl Guidance {
         Self::of(info, scale.or(info.native.initial_guidance_scale))
     }
 
+    /// With so much of it taken back: what a model has learnt to do by itself.
+    pub fn without(self, learnt: f64) -> Self {
+        Self { scale: self.scale / learnt, scale_2: self.scale_2 / learnt }
+    }
+
     /// Whether the negative prompt has any effect.
     pub fn is_used(&self) -> bool {
-        self.scale > 1.0 || self.scale_2 > 1.0
+        self.scale != 1.0 || self.scale_2 != 1.0
     }
 }
 

@@ -34,6 +34,9 @@ pub struct Native {
     pub initial_guidance_scale: Option<f64>,
     /// Guidance that the weights have learnt to do by themselves; 1 for none. Going on with their training keeps it.
     pub learnt_guidance_scale: f64,
+    /// The same of what nothing precedes, if it was learnt of frames that an input shows through as well, which overdoes the way from
+    /// there: restyling takes it back.
+    pub learnt_initial_guidance_scale: f64,
     /// Tokens of a prompt, padding included.
     pub max_sequence_length: i64,
     /// Largest area that the model was trained for; `None`: no limit known.
@@ -61,6 +64,7 @@ impl Default for Native {
             guidance_scale: 5.0,
             initial_guidance_scale: None,
             learnt_guidance_scale: 1.0,
+            learnt_initial_guidance_scale: 1.0,
             max_sequence_length: 512,
             max_pixels: None,
             context_latent_frames: 1,

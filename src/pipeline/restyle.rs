@@ -178,6 +178,9 @@ impl EmbeddingCache {
     }
 }
 
+/// The noise level from which on hardly anything of a picture shows.
+pub const NOTHING_SHOWS: f32 = 0.8;
+
 /// How much of what is to be followed is drowned in noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum StartLevel {
@@ -215,6 +218,27 @@ pub struct RestyleControls<'a> {
     /// Steps of a whole schedule, of which the start level leaves some.
     pub num_inference_steps: u32,
     pub start_level: StartLevel,
+}
+
+/// Prompts and guidance of a first chunk that its input shows through, in folders that guide it by themselves.
+///
+/// # Errors
+/// Those of [`Pipeline::encode_prompt`].
+fn initial(
+    pipeline: &Pipeline,
+    controls: &RestyleControls<'_>,
+) -> Result<Option<(Prompts, Guidance)>> {
+    let learnt = pipeline.info().native.learnt_initial_guidance_scale;
+    if learnt <= 1.0 {
+        return Ok(None);
+    }
+    let guidance = Guidance::of(pipeline.info(), controls.guidance_scale).without(learnt);
+    let Embeddings { positive, negative } = controls.embeddings;
+    let negative = match negative {
+        Some(negative) => negative.shallow_clone(),
+        None => pipeline.encode_prompt("")?,
+    };
+    Ok(Some((Prompts::new(pipeline, positive, Some(&negative), None), guidance)))
 }
 
 /// A finished chunk.
@@ -309,10 +333,18 @@ impl Restyler {
             let Some((_, prompts)) = &self.prompts else {
                 return Err(Error::Torch("no prompt was prepared".into()));
             };
+            let shows = schedule.sigmas[begin_index] < NOTHING_SHOWS;
+            let initial =
+                if self.state.is_initial() && shows { initial(pipeline, controls)? } else { None };
+            let guidance = Guidance::of(pipeline.info(), controls.guidance_scale);
+            let (prompts, guidance) = match &initial {
+                Some((prompts, guidance)) => (prompts, *guidance),
+                None => (prompts, guidance),
+            };
             let task = ChunkTask {
                 pipeline,
                 prompts,
-                guidance: Guidance::of(pipeline.info(), controls.guidance_scale),
+                guidance,
                 schedule: &schedule,
                 seed: controls.seed,
                 start: Start::Guide { latents: guide, begin_index },

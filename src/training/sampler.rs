@@ -13,6 +13,7 @@ use super::teacher::{Held, is_new, patched};
 use super::trainer::Batches;
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::models::tokenizer::PromptTokenizer;
+use crate::pipeline::NOTHING_SHOWS;
 
 /// Latent frames that the transformer is trained on at once.
 const WINDOW_LATENT_FRAMES: i64 = 5;
@@ -26,9 +27,6 @@ const START: f64 = 0.7;
 /// noise level for it: below, a picture is all but finished.
 const OTHERWISE: [f64; 2] = [0.5, 0.75];
 const LEAST_OTHERWISE: f32 = 0.3;
-/// The noise level from which on a first frame's guidance is learnt whatever is shown: what shows there is noise alone, and with two
-/// targets for the same half of the guidance would be learnt.
-const NOTHING_SHOWS: f32 = 0.8;
 /// Share of the batches that a teacher makes memories of anew.
 const REDRAWN: f64 = 0.5;
 
@@ -174,7 +172,8 @@ struct Window {
 }
 
 impl Window {
-    /// Whether it begins with what the caption says alone, which guidance may overdo: the way from another clip it may not.
+    /// Whether its first frame's guidance is learnt: not on the way from another clip, which it would overdo. Where nothing shows of
+    /// that it makes no difference, and with two targets for the same half of the guidance would be learnt.
     fn is_guided(&self) -> bool {
         let first = self.levels.first().copied().unwrap_or_default();
         self.opens && (!self.otherwise || first >= NOTHING_SHOWS)
