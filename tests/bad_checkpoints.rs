@@ -115,6 +115,9 @@ fn native_values_out_of_range() {
         folder.edit_json("model_index.json", |index| index["_dit"] = native.clone());
         folder.fails_with(&["_dit.few_steps_terminal", &level.to_string(), "above 0"]);
     }
+    let native = json!({"learnt_initial_guidance_scale": 0.5});
+    folder.edit_json("model_index.json", |index| index["_dit"] = native);
+    folder.fails_with(&["_dit.learnt_initial_guidance_scale", "0.5", "at least 1"]);
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub struct Native {
     /// Guidance that the weights have learnt to do by themselves; 1 for none. Going on with their training keeps it.
     pub learnt_guidance_scale: f64,
     /// The same of what nothing precedes, if it was learnt of frames that an input shows through as well, which overdoes the way from
-    /// there: restyling takes it back.
+    /// there: restyling takes it back; 1 for none.
     pub learnt_initial_guidance_scale: f64,
     /// Tokens of a prompt, padding included.
     pub max_sequence_length: i64,
@@ -116,6 +116,10 @@ impl Native {
         }
         if !(0.0..=1.0).contains(&self.latent_lock) {
             return wrong("latent_lock", self.latent_lock.to_string(), "0 to 1");
+        }
+        let learnt = self.learnt_initial_guidance_scale;
+        if !(learnt >= 1.0 && learnt.is_finite()) {
+            return wrong("learnt_initial_guidance_scale", learnt.to_string(), "at least 1");
         }
         if self.max_sequence_length < 1 || self.num_inference_steps < 1 {
             let found = format!("{} and {}", self.max_sequence_length, self.num_inference_steps);

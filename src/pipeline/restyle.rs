@@ -220,25 +220,26 @@ pub struct RestyleControls<'a> {
     pub start_level: StartLevel,
 }
 
-/// Prompts and guidance of a first chunk that its input shows through, in folders that guide it by themselves.
+/// What a first block that its input shows through is denoised with, in folders that guide it by themselves: less of the guidance,
+/// away from no words at all where nothing else is guided away from.
 ///
 /// # Errors
 /// Those of [`Pipeline::encode_prompt`].
-fn initial(
+fn taken_back(
     pipeline: &Pipeline,
-    controls: &RestyleControls<'_>,
+    embeddings: &Embeddings,
+    guidance: Guidance,
 ) -> Result<Option<(Prompts, Guidance)>> {
     let learnt = pipeline.info().native.learnt_initial_guidance_scale;
-    if learnt <= 1.0 {
+    if learnt == 1.0 {
         return Ok(None);
     }
-    let guidance = Guidance::of(pipeline.info(), controls.guidance_scale).without(learnt);
-    let Embeddings { positive, negative } = controls.embeddings;
-    let negative = match negative {
+    let negative = match &embeddings.negative {
         Some(negative) => negative.shallow_clone(),
         None => pipeline.encode_prompt("")?,
     };
-    Ok(Some((Prompts::new(pipeline, positive, Some(&negative), None), guidance)))
+    let prompts = Prompts::new(pipeline, &embeddings.positive, Some(&negative), None);
+    Ok(Some((prompts, guidance.without(learnt))))
 }
 
 /// A finished chunk.
@@ -333,14 +334,16 @@ impl Restyler {
             let Some((_, prompts)) = &self.prompts else {
                 return Err(Error::Torch("no prompt was prepared".into()));
             };
-            let shows = schedule.sigmas[begin_index] < NOTHING_SHOWS;
-            let initial =
-                if self.state.is_initial() && shows { initial(pipeline, controls)? } else { None };
             let guidance = Guidance::of(pipeline.info(), controls.guidance_scale);
-            let (prompts, guidance) = match &initial {
-                Some((prompts, guidance)) => (prompts, *guidance),
-                None => (prompts, guidance),
+            let shows = schedule.sigmas[begin_index] < NOTHING_SHOWS;
+            // It is of single blocks that guidance is learnt.
+            let single = guide.size()[2] <= pipeline.info().native.block_latent_frames;
+            let taken_back = match self.state.is_initial() && shows && single {
+                true => taken_back(pipeline, controls.embeddings, guidance)?,
+                false => None,
             };
+            let (prompts, guidance) =
+                taken_back.as_ref().map_or((prompts, guidance), |(prompts, less)| (prompts, *less));
             let task = ChunkTask {
                 pipeline,
                 prompts,
