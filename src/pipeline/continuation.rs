@@ -64,6 +64,8 @@ pub(super) struct ChunkTask<'a> {
     pub pipeline: &'a Pipeline,
     pub prompts: &'a Prompts,
     pub guidance: Guidance,
+    /// With what else the first block of a causal stream is denoised.
+    pub beginning: Option<&'a (Prompts, Guidance)>,
     pub schedule: &'a Schedule,
     pub seed: u64,
     pub start: Start<'a>,
@@ -393,7 +395,11 @@ impl Maker<'_> {
             let guide = self.guide().map(|guide| guide.narrow(2, from, new));
             let window =
                 Window { frame_offset: position + from, ..self.window(guide.as_ref(), new, from) };
-            let latents = denoiser.run(&window, Some(&caches), &mut |_| {})?;
+            let latents = match self.task.beginning.filter(|_| position + from == 0) {
+                Some((prompts, guidance)) => Denoiser { prompts, guidance: *guidance, ..denoiser }
+                    .run(&window, None, &mut |_| {})?,
+                None => denoiser.run(&window, Some(&caches), &mut |_| {})?,
+            };
             // What follows a guide is held by that.
             let latents = match guide {
                 None => lock.apply(&latents, info.native.latent_lock),

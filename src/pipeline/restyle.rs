@@ -336,18 +336,15 @@ impl Restyler {
             };
             let guidance = Guidance::of(pipeline.info(), controls.guidance_scale);
             let shows = schedule.sigmas[begin_index] < NOTHING_SHOWS;
-            // It is of single blocks that guidance is learnt.
-            let single = guide.size()[2] <= pipeline.info().native.block_latent_frames;
-            let taken_back = match self.state.is_initial() && shows && single {
+            let beginning = match self.state.is_initial() && shows {
                 true => taken_back(pipeline, controls.embeddings, guidance)?,
                 false => None,
             };
-            let (prompts, guidance) =
-                taken_back.as_ref().map_or((prompts, guidance), |(prompts, less)| (prompts, *less));
             let task = ChunkTask {
                 pipeline,
                 prompts,
                 guidance,
+                beginning: beginning.as_ref(),
                 schedule: &schedule,
                 seed: controls.seed,
                 start: Start::Guide { latents: guide, begin_index },

@@ -188,6 +188,7 @@ impl Rollout {
                 pipeline,
                 prompts: &prepared.prompts,
                 guidance,
+                beginning: None,
                 schedule: &self.schedule,
                 seed: controls.seed,
                 start: Start::Noise,
