@@ -115,6 +115,11 @@ fn native_values_out_of_range() {
         folder.edit_json("model_index.json", |index| index["_dit"] = native.clone());
         folder.fails_with(&["_dit.few_steps_terminal", &level.to_string(), "above 0"]);
     }
+    for levels in [json!([]), json!([0.9, 0.9]), json!([1.5, 0.5]), json!([0.5, 0.0])] {
+        let native = json!({ "restyle_sigmas": levels });
+        folder.edit_json("model_index.json", |index| index["_dit"] = native.clone());
+        folder.fails_with(&["_dit.restyle_sigmas", "strictly falling", "at most 1"]);
+    }
     let native = json!({"learnt_initial_guidance_scale": 0.5});
     folder.edit_json("model_index.json", |index| index["_dit"] = native);
     folder.fails_with(&["_dit.learnt_initial_guidance_scale", "0.5", "at least 1"]);

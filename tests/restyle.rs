@@ -116,6 +116,42 @@ fn a_whole_clip_equals_the_pipeline() {
     }
 }
 
+/// A strength walks the levels that its folder has for it, and a noise level those of the scheduler.
+#[test]
+fn a_folder_may_have_levels_of_its_own_for_strengths() {
+    let _guard = tch::no_grad_guard();
+    let folder = |levels: serde_json::Value| {
+        let native = json!({"num_frames": 13, "causal": true, "restyle_sigmas": levels});
+        with_native("ti2v_public", native)
+    };
+    let first = |folder: &tempfile::TempDir, level: StartLevel| {
+        let pipeline = load(folder.path());
+        let guide = pipeline.encode_video(&clip(1));
+        let embeddings = embeddings(&pipeline, "a fox");
+        let mut restyler = Restyler::new(&pipeline, (32, 32), NoiseKind::Counter).unwrap();
+        let controls = controls(&embeddings, level);
+        restyler.next_chunk(&pipeline, &guide, &controls, &never).unwrap().video
+    };
+    let walked = |folder: &tempfile::TempDir, level: StartLevel| {
+        let whole = level.schedule(load(folder.path()).info(), 4).unwrap();
+        let (schedule, begin) = level.place(&whole).unwrap();
+        schedule.sigmas[begin..].to_vec()
+    };
+    let none = folder(json!(null));
+    let own = walked(&none, StartLevel::Strength(1.0));
+    let [_, second, third, fourth, last] = own[..] else { panic!("{own:?}") };
+    let between = 0.5 * (second + third);
+    let lower = folder(json!([1.0, between, third, fourth]));
+    let (strength, level) = (StartLevel::Strength(0.75), StartLevel::Noise(between.into()));
+    assert_eq!(walked(&none, strength), [second, third, fourth, last]);
+    for (folder, level) in [(&lower, strength), (&lower, level), (&none, level)] {
+        assert_eq!(walked(folder, level), [between, third, fourth, last]);
+    }
+    let off = |a: &Tensor, b: &Tensor| deviation(a, b).unwrap();
+    assert!(off(&first(&lower, level), &first(&none, level)) < TOLERANCE);
+    assert!(off(&first(&lower, strength), &first(&none, strength)) > 1e-3);
+}
+
 /// What a model has learnt to overdo by itself, and what was asked of it, is less by that where the input shows through.
 #[test]
 fn guidance_that_is_learnt_is_taken_back_at_the_beginning() {

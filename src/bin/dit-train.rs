@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use gstdit::pipeline::StartLevel;
 use gstdit::training::eval::scaling;
 use gstdit::training::generate::Sampling;
 use gstdit::training::world::{export, word};
@@ -360,6 +361,13 @@ struct EvalArgs {
     /// gets lost is lost below it.
     #[arg(long)]
     from_level: Option<f64>,
+    /// The same with a strength, as `ditfilter` has it.
+    #[arg(long, conflicts_with = "from_level")]
+    strength: Option<f64>,
+    /// The true clips are plain ones, and all that is asked for are the styles: what is judged is whether those are taken on and the
+    /// rest is kept.
+    #[arg(long)]
+    restyle: bool,
 }
 
 impl EvalArgs {
@@ -377,7 +385,9 @@ impl EvalArgs {
                 num_inference_steps: self.steps,
                 guidance_scale: self.guidance_scale,
             },
-            from_level: self.from_level,
+            from: (self.from_level.map(StartLevel::Noise))
+                .or(self.strength.map(StartLevel::Strength)),
+            restyle: self.restyle,
             seed: self.common.seed,
         })
     }

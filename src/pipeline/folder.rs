@@ -29,6 +29,9 @@ pub struct Native {
     /// Noise level that the last of fewer steps than `num_inference_steps`, but three at least, begins at, at most, in what begins
     /// with noise alone; `None`: as the scheduler has it.
     pub few_steps_terminal: Option<f64>,
+    /// Noise levels at which the steps of a restyling by strength begin, in walks of their number, others by straight lines between
+    /// them; `None`: as the scheduler has them.
+    pub restyle_sigmas: Option<Vec<f64>>,
     pub guidance_scale: f64,
     /// The same for what nothing precedes: single pictures and the first chunk of a stream; `None`: no other.
     pub initial_guidance_scale: Option<f64>,
@@ -61,6 +64,7 @@ impl Default for Native {
             num_frames: 81,
             num_inference_steps: 50,
             few_steps_terminal: None,
+            restyle_sigmas: None,
             guidance_scale: 5.0,
             initial_guidance_scale: None,
             learnt_guidance_scale: 1.0,
@@ -113,6 +117,14 @@ impl Native {
         {
             let expected = "null, or a noise level above 0 and below 1";
             return wrong("few_steps_terminal", level.to_string(), expected);
+        }
+        if let Some(levels) = &self.restyle_sigmas {
+            let in_range = levels.iter().all(|level| *level > 0.0 && *level <= 1.0);
+            let falling = levels.windows(2).all(|pair| pair[0] > pair[1]);
+            if levels.is_empty() || !in_range || !falling {
+                let expected = "null, or strictly falling noise levels above 0 and at most 1";
+                return wrong("restyle_sigmas", format!("{levels:?}"), expected);
+            }
         }
         if !(0.0..=1.0).contains(&self.latent_lock) {
             return wrong("latent_lock", self.latent_lock.to_string(), "0 to 1");
@@ -302,6 +314,18 @@ impl FolderInfo {
         let Native { num_inference_steps: own, few_steps_terminal, .. } = self.native;
         Ok(match few_steps_terminal.filter(|_| num_inference_steps < own) {
             Some(terminal) => schedule.with_terminal_at_most(terminal),
+            None => schedule,
+        })
+    }
+
+    /// The noise levels of so many steps, of which a restyling's strength leaves some.
+    ///
+    /// # Errors
+    /// Those of [`SchedulerConfig::set_timesteps`].
+    pub fn schedule_from_video(&self, num_inference_steps: u32) -> Result<Schedule> {
+        let schedule = self.scheduler.set_timesteps(num_inference_steps as usize, None)?;
+        Ok(match &self.native.restyle_sigmas {
+            Some(levels) => schedule.over_levels(levels),
             None => schedule,
         })
     }

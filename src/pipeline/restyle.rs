@@ -13,7 +13,7 @@ use super::continuation::{ChunkTask, Decoded, Start, Stopwatch, StreamState};
 use super::denoise::{Denoiser, Guidance, Prompts, begin_index, check};
 use super::rollout::Timings;
 use super::staggered::Flights;
-use super::{NoiseKind, Pipeline};
+use super::{FolderInfo, NoiseKind, Pipeline};
 use crate::error::{Error, Result};
 use crate::nn::conv3d::FeatureCaches;
 use crate::schedulers::Schedule;
@@ -184,13 +184,25 @@ pub const NOTHING_SHOWS: f32 = 0.8;
 /// How much of what is to be followed is drowned in noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum StartLevel {
-    /// Diffusers' reading: this share of the steps, in (0, 1], is walked.
+    /// Diffusers' reading: this share of the steps, in (0, 1], is walked; the noise levels are those that the folder has for
+    /// it ([`FolderInfo::schedule_from_video`]).
     Strength(f64),
     /// The noise level itself, sigma in (0, 1].
     Noise(f64),
 }
 
 impl StartLevel {
+    /// The whole schedule of so many steps that this is a level of: a strength's may be the folder's own.
+    ///
+    /// # Errors
+    /// Those of [`FolderInfo::schedule_from_video`].
+    pub fn schedule(self, info: &FolderInfo, num_inference_steps: u32) -> Result<Schedule> {
+        match self {
+            Self::Strength(_) => info.schedule_from_video(num_inference_steps),
+            Self::Noise(_) => info.scheduler.set_timesteps(num_inference_steps as usize, None),
+        }
+    }
+
     /// The schedule to walk and the step to begin at.
     ///
     /// # Errors
@@ -327,9 +339,9 @@ impl Restyler {
         guarded(|| {
             let mut stopwatch = Stopwatch(Instant::now());
             check(cancel)?;
-            let steps = controls.num_inference_steps as usize;
-            let whole = pipeline.info().scheduler.set_timesteps(steps, None)?;
-            let (schedule, begin_index) = controls.start_level.place(&whole)?;
+            let level = controls.start_level;
+            let whole = level.schedule(pipeline.info(), controls.num_inference_steps)?;
+            let (schedule, begin_index) = level.place(&whole)?;
             self.prepare_prompts(pipeline, controls.embeddings);
             let Some((_, prompts)) = &self.prompts else {
                 return Err(Error::Torch("no prompt was prepared".into()));
@@ -380,11 +392,9 @@ impl Restyler {
                 restyled = self.finish(pipeline, cancel)?;
             }
             let mut stopwatch = Stopwatch(Instant::now());
-            let whole = pipeline
-                .info()
-                .scheduler
-                .set_timesteps(controls.num_inference_steps as usize, None)?;
-            let (schedule, begin_index) = controls.start_level.place(&whole)?;
+            let level = controls.start_level;
+            let whole = level.schedule(pipeline.info(), controls.num_inference_steps)?;
+            let (schedule, begin_index) = level.place(&whole)?;
             self.prepare_prompts(pipeline, controls.embeddings);
             self.guidance = Some(guidance);
             let encode_prompt = stopwatch.lap();

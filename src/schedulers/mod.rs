@@ -209,7 +209,25 @@ impl Schedule {
             return self.clone();
         }
         stretch_to_terminal(&mut levels, terminal);
-        let last = self.sigmas[self.len()];
+        self.with_levels(&levels, self.sigmas[self.len()])
+    }
+
+    /// As many steps over other noise levels: `levels` are those at which the steps of a walk of their number begin, and between
+    /// them, and from the last one to 0, they go in straight lines; none is above this schedule's highest.
+    pub fn over_levels(&self, levels: &[f64]) -> Self {
+        let (highest, last) = (f64::from(self.sigmas[0]), self.sigmas[self.len()]);
+        let level = |index: usize| levels.get(index).map_or(0.0, |level| level.min(highest));
+        let at = |step: usize| {
+            let place = step as f64 * levels.len() as f64 / self.len() as f64;
+            let (index, rest) = (place as usize, place.fract());
+            level(index) * (1.0 - rest) + level(index + 1) * rest
+        };
+        let levels: Vec<f64> = (0..self.len()).map(at).collect();
+        self.with_levels(&levels, last)
+    }
+
+    /// The same walk over other noise levels, one for each step, and the final one.
+    fn with_levels(&self, levels: &[f64], last: f32) -> Self {
         Self {
             timesteps: levels.iter().map(|level| (level * 1000.0) as f32).collect(),
             sigmas: levels.iter().map(|&level| level as f32).chain([last]).collect(),

@@ -181,6 +181,30 @@ fn few_steps_end_lower() {
 }
 
 #[test]
+fn other_levels_are_met_by_any_number_of_steps() {
+    let levels = [1.0, 0.9, 0.7, 0.5, 0.2];
+    let over = |steps| {
+        let schedule = dpmsolver(json!({})).unwrap().set_timesteps(steps, None).unwrap();
+        schedule.over_levels(&levels)
+    };
+    let assert_levels = |found: &Schedule, expected: &[f32]| {
+        assert_eq!(found.sigmas.len(), expected.len(), "{found:?}");
+        for (level, expected) in found.sigmas.iter().zip(expected) {
+            assert!((level - expected).abs() < 1e-3, "{found:?}");
+        }
+        for (timestep, level) in found.timesteps.iter().zip(&found.sigmas) {
+            assert!((timestep - level * 1000.0).abs() < 1e-3, "{found:?}");
+        }
+    };
+    assert_levels(&over(5), &[0.9997, 0.9, 0.7, 0.5, 0.2, 0.0]);
+    assert_levels(&over(2), &[0.9997, 0.6, 0.0]);
+    assert_levels(&over(1), &[0.9997, 0.0]);
+    let ten = [0.9997, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2, 0.1, 0.0];
+    assert_levels(&over(10), &ten);
+    assert!(over(5).sigmas[0] < 1.0, "the solver knows no level of noise alone");
+}
+
+#[test]
 fn a_repeated_timestep_is_found_at_its_second_place() {
     let schedule = unipc(json!({"flow_shift": 16.0})).unwrap().set_timesteps(100, None).unwrap();
     assert_eq!(schedule.timesteps[..2], [999.0, 999.0]);

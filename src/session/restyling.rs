@@ -294,8 +294,7 @@ impl Stream {
             None => self.last.as_ref().map(|(input, ..)| &**input),
         };
         let motion = self.motion.observe(before.into_iter().chain(job.frames.iter().map(|f| &**f)));
-        let schedule = pipeline.info().scheduler.set_timesteps(steps as usize, None)?;
-        let (schedule, begin) = wanted.place(&schedule)?;
+        let (schedule, begin) = wanted.place(&wanted.schedule(pipeline.info(), steps)?)?;
         let level = f64::from(schedule.sigma(begin)) - job.settings.motion_relief * motion;
         Ok(if motion > 0.0 { StartLevel::Noise(level.max(LEAST_LEVEL)) } else { wanted })
     }

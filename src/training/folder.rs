@@ -65,6 +65,7 @@ fn model_index(learnt_guidance_scale: f64, initial_is_learnt: bool) -> Value {
             "num_frames": 17,
             "num_inference_steps": num_inference_steps,
             "few_steps_terminal": 0.4,
+            "restyle_sigmas": [1.0, 0.82, 0.74, 0.66, 0.45],
             "guidance_scale": guidance_scale,
             "initial_guidance_scale": initial_guidance_scale,
             "learnt_guidance_scale": learnt_guidance_scale,

@@ -82,7 +82,7 @@ pub fn chunks(
     Ok(())
 }
 
-/// Frames made anew from a noise level on, given what they show below it: what is lost on the way is lost there.
+/// Frames made anew from a noise level on, or with a strength: what is lost on the way is lost above it.
 ///
 /// # Errors
 /// Those of [`Restyler::next_chunk`], and frames of different sizes.
@@ -90,7 +90,7 @@ pub fn redrawn(
     pipeline: &Pipeline,
     shown: &[RgbFrame],
     (prompt, seed): (&str, u64),
-    level: f64,
+    start_level: StartLevel,
     sampling: Sampling,
 ) -> Result<Vec<RgbFrame>> {
     let native = &pipeline.info().native;
@@ -104,7 +104,7 @@ pub fn redrawn(
         guidance_scale,
         seed,
         num_inference_steps: sampling.num_inference_steps.unwrap_or(native.num_inference_steps),
-        start_level: StartLevel::Noise(level),
+        start_level,
     };
     let mut restyler = Restyler::new(pipeline, size, NoiseKind::default())?;
     let (all, block) = (latents.size()[2], native.block_latent_frames);
@@ -166,7 +166,8 @@ mod tests {
         let shown = rgb_frames(&video.unsqueeze(0), (224, 128));
         let prompt = canonical(&scene.attributes);
         let sampling = Sampling { num_inference_steps: Some(3), guidance_scale: Some(1.0) };
-        let made = |level| redrawn(&pipeline, &shown, (&prompt, 1), level, sampling);
+        let made =
+            |level| redrawn(&pipeline, &shown, (&prompt, 1), StartLevel::Noise(level), sampling);
         let off = [0.05, 0.6, 1.0].map(|level| {
             let made = to_tensor(&made(level).unwrap()).unwrap();
             assert_eq!(made.size(), [3, 5, 128, 224]);

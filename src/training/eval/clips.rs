@@ -9,11 +9,11 @@ use tch::Tensor;
 use super::pixels::{difference, flicker};
 use super::score::{Scores, Words};
 use super::{EvalOptions, prompt};
-use crate::pipeline::{Native, Pipeline, RgbFrame};
+use crate::pipeline::{Native, Pipeline, RgbFrame, StartLevel};
 use crate::training::generate::{self, Sampling};
 use crate::training::judge::{ATTRIBUTES, Verdict, judge};
 use crate::training::progress::Progress;
-use crate::training::world::{Attributes, Scene};
+use crate::training::world::{Attributes, Scene, Style};
 
 /// Clips kept for a contact sheet.
 const KEPT: usize = 8;
@@ -28,8 +28,10 @@ pub(super) enum Subject<'a> {
     Model {
         pipeline: &'a Pipeline,
         sampling: Sampling,
-        /// Where not none, the noise level from which on it makes true clips anew.
-        from_level: Option<f64>,
+        /// Where not none, from where on it makes true clips anew.
+        from: Option<StartLevel>,
+        /// Whether those are in the plain look.
+        restyle: bool,
     },
 }
 
@@ -49,12 +51,16 @@ impl Subject<'_> {
     ) -> Result<Vec<RgbFrame>> {
         match self {
             Self::World(native) => Ok(drawn(scene, native, count, 0)),
-            Self::Model { pipeline, sampling, from_level: None } => {
+            Self::Model { pipeline, sampling, from: None, .. } => {
                 generate::sampled(pipeline, prompt, seed, count, *sampling)
             }
-            Self::Model { pipeline, sampling, from_level: Some(level) } => {
-                let shown = drawn(scene, &pipeline.info().native, count, 0);
-                generate::redrawn(pipeline, &shown, (prompt, seed), *level, *sampling)
+            Self::Model { pipeline, sampling, from: Some(from), restyle } => {
+                let mut scene = *scene;
+                if *restyle {
+                    scene.attributes.style = Style::None;
+                }
+                let shown = drawn(&scene, &pipeline.info().native, count, 0);
+                generate::redrawn(pipeline, &shown, (prompt, seed), *from, *sampling)
             }
         }
     }

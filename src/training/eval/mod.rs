@@ -18,10 +18,10 @@ use tch::{Device, Tensor};
 
 use super::generate::{self, Sampling};
 use super::progress::Progress;
-use super::world::{Scene, Split};
+use super::world::{Attributes, Scene, Split, Style};
 use super::{captions, vae};
 use crate::nn::conv3d::FeatureCaches;
-use crate::pipeline::{Pipeline, rgb_frames};
+use crate::pipeline::{Pipeline, StartLevel, rgb_frames};
 use clips::{Clips, Subject};
 use long::Long;
 use score::{Scores, Words};
@@ -44,8 +44,10 @@ pub struct EvalOptions {
     /// Seconds of each long video.
     pub long_seconds: u64,
     pub sampling: Sampling,
-    /// Noise level from which on true clips are made anew, instead of clips out of nothing.
-    pub from_level: Option<f64>,
+    /// From where on true clips are made anew, instead of clips out of nothing.
+    pub from: Option<StartLevel>,
+    /// Whether the true clips are in the plain look, and only their styles are asked for, as with `ditfilter`.
+    pub restyle: bool,
     pub seed: u64,
     pub device: Device,
 }
@@ -80,10 +82,15 @@ struct Measured {
 /// When a folder cannot be loaded or the results cannot be written.
 pub fn evaluate(options: &EvalOptions) -> Result<()> {
     ensure!(options.prompts > 0, "--prompts: found 0, expected at least 1");
-    let level = options.from_level.unwrap_or(1.0);
+    if let Some(StartLevel::Noise(value) | StartLevel::Strength(value)) = options.from {
+        ensure!(
+            value > 0.0 && value <= 1.0,
+            "--from-level, --strength: found {value}, expected above 0 and at most 1"
+        );
+    }
     ensure!(
-        level > 0.0 && level <= 1.0,
-        "--from-level: found {level}, expected above 0 and at most 1"
+        options.from.is_some() || !options.restyle,
+        "--restyle: found no start, expected --strength or --from-level as well"
     );
     ensure!(!options.models.is_empty(), "--model: expected at least one folder");
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
@@ -114,10 +121,10 @@ fn measure(
     pipeline: &Pipeline,
 ) -> Result<Measured> {
     let native = &pipeline.info().native;
-    let EvalOptions { sampling, from_level, .. } = *options;
+    let EvalOptions { sampling, from, restyle, .. } = *options;
     Ok(Measured {
         folder: folder.to_owned(),
-        clips: clips::judged(options, &Subject::Model { pipeline, sampling, from_level })?,
+        clips: clips::judged(options, &Subject::Model { pipeline, sampling, from, restyle })?,
         long: (options.long_prompts > 0).then(|| long::watch(options, pipeline)).transpose()?,
         reconstruction: (options.reconstructions > 0).then(|| reconstruct(options, pipeline)),
         steps: options.sampling.num_inference_steps.unwrap_or(native.num_inference_steps),
@@ -126,10 +133,18 @@ fn measure(
 }
 
 /// Attributes and wording of prompt `index`: every combination in the canonical caption, then in one of the many other
-/// ways to say all of it.
+/// ways to say all of it; where clips are restyled, each in another combination and style, which is all that is said.
 fn prompt(options: &EvalOptions, index: u64) -> (Scene, String) {
-    let number = options.seed.wrapping_mul(1 << 20).wrapping_add(index / 2);
-    let scene = Scene::from_index(number, Split::HeldOut);
+    let first = options.seed.wrapping_mul(1 << 20);
+    if options.restyle {
+        let number = first.wrapping_add(index);
+        let styles = &Style::ALL[1..];
+        let style = styles[(index % styles.len() as u64) as usize];
+        let Scene { attributes, .. } = Scene::from_index(number, Split::HeldOut);
+        let scene = Scene::with_attributes(Attributes { style, ..attributes }, number);
+        return (scene, format!("in {} style", style.name()));
+    }
+    let scene = Scene::from_index(first.wrapping_add(index / 2), Split::HeldOut);
     let caption = if index.is_multiple_of(2) {
         captions::canonical(&scene.attributes)
     } else {
@@ -178,5 +193,42 @@ fn reconstruct(options: &EvalOptions, pipeline: &Pipeline) -> Reconstruction {
         ssim: ssim / count,
         scores,
         words,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restyled_clips_are_asked_for_by_their_styles_alone() {
+        let options = EvalOptions {
+            models: Vec::new(),
+            out: PathBuf::new(),
+            prompts: 10,
+            stills: false,
+            reconstructions: 0,
+            long_prompts: 0,
+            long_seconds: 60,
+            sampling: Sampling::default(),
+            from: Some(StartLevel::Strength(0.5)),
+            restyle: true,
+            seed: 1,
+            device: Device::Cpu,
+        };
+        let native = crate::pipeline::Native { width: 160, height: 96, ..Default::default() };
+        let mut styles = std::collections::HashSet::new();
+        for index in 0..options.prompts {
+            let (scene, caption) = prompt(&options, index);
+            let style = scene.attributes.style;
+            assert_eq!(caption, format!("in {} style", style.name()));
+            styles.insert(style);
+            // What is wanted is the world's own clip in that style, and the judge takes it for that.
+            let seen = clips::seen(&clips::drawn(&scene, &native, clips::second(&native), 0));
+            assert_eq!(seen.style, Some(style), "{:?}", scene.attributes);
+        }
+        assert!(styles.len() == Style::ALL.len() - 1 && !styles.contains(&Style::None));
+        let nowhere = EvalOptions { from: None, models: vec!["none".into()], ..options };
+        assert!(evaluate(&nowhere).unwrap_err().to_string().contains("--strength"));
     }
 }

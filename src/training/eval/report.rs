@@ -11,6 +11,7 @@ use tch::Tensor;
 use super::clips::{Clips, Kept};
 use super::long::{Long, LongVideo};
 use super::{EvalOptions, Measured, Reconstruction};
+use crate::pipeline::StartLevel;
 use crate::torch;
 use crate::training::judge::ATTRIBUTES;
 use crate::training::sheet;
@@ -74,8 +75,11 @@ pub(super) fn side_by_side(out: &Path, truth: &Clips, models: &[Measured]) -> Re
 
 /// Prints the table and writes `eval.json`.
 pub(super) fn write(options: &EvalOptions, truth: &Clips, models: &[Measured]) -> Result<()> {
-    if let Some(level) = options.from_level {
-        println!("true clips made anew from a noise level of {level}");
+    let clips = if options.restyle { "plain clips restyled" } else { "true clips made anew" };
+    match options.from {
+        Some(StartLevel::Noise(level)) => println!("{clips} from a noise level of {level}"),
+        Some(StartLevel::Strength(strength)) => println!("{clips} with a strength of {strength}"),
+        None => {}
     }
     println!("{}", table(truth, models));
     let command: Vec<String> = std::env::args().skip(1).collect();
