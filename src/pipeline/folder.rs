@@ -118,13 +118,10 @@ impl Native {
             let expected = "null, or a noise level above 0 and below 1";
             return wrong("few_steps_terminal", level.to_string(), expected);
         }
-        if let Some(levels) = &self.restyle_sigmas {
-            let in_range = levels.iter().all(|level| *level > 0.0 && *level <= 1.0);
-            let falling = levels.windows(2).all(|pair| pair[0] > pair[1]);
-            if levels.is_empty() || !in_range || !falling {
-                let expected = "null, or strictly falling noise levels above 0 and at most 1";
-                return wrong("restyle_sigmas", format!("{levels:?}"), expected);
-            }
+        let unusable = |levels: &&Vec<f64>| Schedule::from_sigmas(levels).is_err();
+        if let Some(levels) = self.restyle_sigmas.as_ref().filter(unusable) {
+            let expected = "null, or strictly falling noise levels above 0 and at most 1";
+            return wrong("restyle_sigmas", format!("{levels:?}"), expected);
         }
         if !(0.0..=1.0).contains(&self.latent_lock) {
             return wrong("latent_lock", self.latent_lock.to_string(), "0 to 1");

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::pixels::{difference, flicker};
 use super::score::{Scores, Words};
-use super::{EvalOptions, prompt};
+use super::{EvalOptions, prompt, restyling};
 use crate::pipeline::{Native, Pipeline, RgbFrame, StartLevel};
 use crate::training::generate::{self, Sampling};
 use crate::training::judge::{ATTRIBUTES, Verdict, judge};
@@ -143,7 +143,8 @@ pub(super) fn judged(options: &EvalOptions, subject: &Subject<'_>) -> Result<Cli
     let started = Instant::now();
     let count = if options.stills { 1 } else { second(subject.native()) };
     for index in 0..options.prompts {
-        let (scene, prompt) = prompt(options, index);
+        let wanted = if options.restyle { restyling } else { prompt };
+        let (scene, prompt) = wanted(options, index);
         let frames = subject.frames(&scene, &prompt, (options.seed + index, count))?;
         let seen = seen(&frames);
         let mut answers = seen.compare(&scene.attributes);

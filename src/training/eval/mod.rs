@@ -133,24 +133,26 @@ fn measure(
 }
 
 /// Attributes and wording of prompt `index`: every combination in the canonical caption, then in one of the many other
-/// ways to say all of it; where clips are restyled, each in another combination and style, which is all that is said.
+/// ways to say all of it.
 fn prompt(options: &EvalOptions, index: u64) -> (Scene, String) {
-    let first = options.seed.wrapping_mul(1 << 20);
-    if options.restyle {
-        let number = first.wrapping_add(index);
-        let styles = &Style::ALL[1..];
-        let style = styles[(index % styles.len() as u64) as usize];
-        let Scene { attributes, .. } = Scene::from_index(number, Split::HeldOut);
-        let scene = Scene::with_attributes(Attributes { style, ..attributes }, number);
-        return (scene, format!("in {} style", style.name()));
-    }
-    let scene = Scene::from_index(first.wrapping_add(index / 2), Split::HeldOut);
+    let number = options.seed.wrapping_mul(1 << 20).wrapping_add(index / 2);
+    let scene = Scene::from_index(number, Split::HeldOut);
     let caption = if index.is_multiple_of(2) {
         captions::canonical(&scene.attributes)
     } else {
         captions::complete(&scene.attributes, index)
     };
     (scene, caption)
+}
+
+/// What a plain clip `index` is restyled to, one style after the other, and the words for that, which say no more.
+fn restyling(options: &EvalOptions, index: u64) -> (Scene, String) {
+    let number = options.seed.wrapping_mul(1 << 20).wrapping_add(index);
+    let styles = &Style::ALL[1..];
+    let style = styles[(index % styles.len() as u64) as usize];
+    let Scene { attributes, .. } = Scene::from_index(number, Split::HeldOut);
+    let scene = Scene::with_attributes(Attributes { style, ..attributes }, number);
+    (scene, format!("in {} style", style.name()))
 }
 
 /// Every so many-th clip is reconstructed over several seconds as well, which takes five times as long.
@@ -219,7 +221,7 @@ mod tests {
         let native = crate::pipeline::Native { width: 160, height: 96, ..Default::default() };
         let mut styles = std::collections::HashSet::new();
         for index in 0..options.prompts {
-            let (scene, caption) = prompt(&options, index);
+            let (scene, caption) = restyling(&options, index);
             let style = scene.attributes.style;
             assert_eq!(caption, format!("in {} style", style.name()));
             styles.insert(style);
