@@ -13,7 +13,6 @@ use super::teacher::{Held, is_new, patched};
 use super::trainer::Batches;
 use crate::models::autoencoder_kl_wan::AutoencoderKLWan;
 use crate::models::tokenizer::PromptTokenizer;
-use crate::pipeline::NOTHING_SHOWS;
 
 /// Latent frames that the transformer is trained on at once.
 const WINDOW_LATENT_FRAMES: i64 = 5;
@@ -27,8 +26,12 @@ const START: f64 = 0.7;
 /// noise level for it: below, a picture is all but finished.
 const OTHERWISE: [f64; 2] = [0.5, 0.75];
 const LEAST_OTHERWISE: f32 = 0.3;
+/// The noise level from which on hardly anything of a picture shows.
+const NOTHING_SHOWS: f32 = 0.8;
 /// Share of the batches that a teacher makes memories of anew.
 const REDRAWN: f64 = 0.5;
+/// Share of the windows to be restyled whose memory is in the old style still, as after a change of words.
+const OLD_STYLE: f64 = 0.25;
 
 /// How a [`Sampler`] draws.
 #[derive(Debug, Clone)]
@@ -163,8 +166,8 @@ struct Window {
     places: Tensor,
     /// `[T, 4, 4h, 4w]`
     outlines: Tensor,
-    /// Whether its caption says something else than what is noised shows.
-    otherwise: bool,
+    /// What its caption says otherwise than what is noised shows.
+    otherwise: Option<Exchanged>,
     /// Whether it is held to what a teacher makes of it.
     held: bool,
     /// Whether nothing precedes its first frame.
@@ -176,7 +179,14 @@ impl Window {
     /// that it makes no difference, and with two targets for the same half of the guidance would be learnt.
     fn is_guided(&self) -> bool {
         let first = self.levels.first().copied().unwrap_or_default();
-        self.opens && (!self.otherwise || first >= NOTHING_SHOWS)
+        self.opens && (self.otherwise.is_none() || first >= NOTHING_SHOWS)
+    }
+
+    /// Whether a frame with this noise level is held to a teacher, who hardly knows what shows through when it has another style than
+    /// the words say: there the truth is the better lesson.
+    fn is_held_at(&self, level: f32) -> bool {
+        let restyled = self.otherwise == Some(Exchanged::Style);
+        self.held && !(restyled && (LEAST_OTHERWISE..NOTHING_SHOWS).contains(&level))
     }
 }
 
@@ -197,14 +207,19 @@ impl Sampler {
         let latents = cut(&entry.latents);
         let (caption, other) = said(entry, early, draws);
         let places = entry.places.narrow(0, start, frames);
+        let otherwise = other.map(|(_, what)| what);
         let remembered = self.options.holds.then(|| {
-            let other = &bucket.pick(draws.next()).latents;
+            let foreign = &bucket.pick(draws.next()).latents;
             let at = (draws.next() % (last + 1)) as i64;
-            patched(&latents, &other.narrow(1, at, frames), draws)
+            let own = match other {
+                Some((old, Exchanged::Style)) if draws.unit() < OLD_STYLE => cut(old),
+                _ => latents.shallow_clone(),
+            };
+            patched(&own, &foreign.narrow(1, at, frames), draws)
         });
         let levels = task.levels(draws, frames as usize, start > 0);
         let shown = match other {
-            Some(other) => towards(&latents, &cut(other), &levels, draws),
+            Some((other, _)) => towards(&latents, &cut(other), &levels, draws),
             None => latents.shallow_clone(),
         };
         Window {
@@ -215,7 +230,7 @@ impl Sampler {
             caption,
             attributes: attribute_head::numbers(&entry.attributes),
             outlines: entry.outlines.narrow(0, start, frames),
-            otherwise: other.is_some(),
+            otherwise,
             held: self.options.holds && !is_new(task, entry, &places, start),
             opens: start == 0 && task != Task::Window,
             places,
@@ -231,7 +246,7 @@ impl Sampler {
         };
         let captions: Vec<String> = windows.iter().map(|window| window.caption.clone()).collect();
         let captions = Captions::new(&self.tokenizer, &captions, self.options.max_sequence_length)?;
-        let unlike: Vec<_> = windows.iter().map(|window| window.otherwise || window.held).collect();
+        let unlike: Vec<_> = windows.iter().map(|w| w.otherwise.is_some() || w.held).collect();
         let levels: Vec<f32> = windows.iter().flat_map(|w| w.levels.iter().copied()).collect();
         let attributes: Vec<i64> = windows.iter().flat_map(|w| w.attributes).collect();
         let batch = Batch {
@@ -255,7 +270,8 @@ impl Sampler {
 
 /// What of windows is held to a teacher.
 fn held(windows: &[Window], draws: &mut Draws) -> Held {
-    let clips: Vec<bool> = windows.iter().map(|window| window.held).collect();
+    let frames = windows.iter().flat_map(|w| w.levels.iter().map(|level| w.is_held_at(*level)));
+    let frames: Vec<bool> = frames.collect();
     let beginnings = (0i64..).zip(windows).filter(|(_, window)| window.is_guided());
     let beginnings: Vec<i64> = beginnings.map(|(number, _)| number).collect();
     let remembered: Vec<&Tensor> = windows
@@ -263,15 +279,20 @@ fn held(windows: &[Window], draws: &mut Draws) -> Held {
         .map(|window| window.remembered.as_ref().unwrap_or(&window.latents))
         .collect();
     Held {
-        clips: Tensor::from_slice(&clips).view([-1, 1, 1, 1, 1]),
+        frames: Tensor::from_slice(&frames).view([windows.len() as i64, 1, -1, 1, 1]),
         remembered: Tensor::stack(&remembered, 0),
         redrawn: (draws.unit() < REDRAWN).then(|| draws.next()),
         beginnings: (!beginnings.is_empty()).then(|| Tensor::from_slice(&beginnings)),
     }
 }
 
-/// The caption of a clip, and, where it says what the clip with an attribute exchanged shows otherwise, that one's latents.
-fn said<'a>(entry: &'a Entry, early: bool, draws: &mut Draws) -> (String, Option<&'a Tensor>) {
+/// The caption of a clip, and, where it says what the clip with an attribute exchanged shows otherwise, that one's latents and what
+/// differs.
+fn said<'a>(
+    entry: &'a Entry,
+    early: bool,
+    draws: &mut Draws,
+) -> (String, Option<(&'a Tensor, Exchanged)>) {
     // The plainest words first.
     if early && draws.unit() < 0.4 {
         return (canonical(&entry.attributes), None);
@@ -283,9 +304,9 @@ fn said<'a>(entry: &'a Entry, early: bool, draws: &mut Draws) -> (String, Option
     };
     // Whoever restyles names a look and nothing else.
     if *what == Exchanged::Style && draws.unit() < 0.5 {
-        return (look(entry.attributes.style, draws.next()).to_owned(), Some(other));
+        return (look(entry.attributes.style, draws.next()).to_owned(), Some((other, *what)));
     }
-    (caption, what.is_said(mentioned).then_some(other))
+    (caption, what.is_said(mentioned).then_some((other, *what)))
 }
 
 /// On the way from the truth `[z, T, h, w]` to another clip, in frames whose levels are not too low; half-drawn things are
@@ -315,13 +336,40 @@ mod tests {
 
     #[test]
     fn first_frames_are_guided_unless_another_clip_shows_through() {
+        let other = Some(Exchanged::Shape);
+        let windows = [
+            window(true, None, &[0.3, 0.1]),
+            window(true, other, &[0.5, 0.1]),
+            window(true, other, &[0.9, 0.1]),
+            window(false, None, &[0.9, 0.1]),
+        ];
+        let held = held(&windows, &mut Draws::new(1, 1));
+        assert_eq!(Vec::<i64>::try_from(held.beginnings.unwrap()).unwrap(), [0, 2]);
+    }
+
+    #[test]
+    fn what_shows_through_in_an_old_style_learns_the_truth() {
+        let levels = [0.1, 0.5, 0.9];
+        let windows = [
+            window(true, Some(Exchanged::Style), &levels),
+            window(true, Some(Exchanged::Colour), &levels),
+            Window { held: false, ..window(true, None, &levels) },
+        ];
+        let held = held(&windows, &mut Draws::new(1, 1));
+        assert_eq!(held.frames.size(), [3, 1, 3, 1, 1]);
+        let frames = Vec::<bool>::try_from(held.frames.flatten(0, -1)).unwrap();
+        assert_eq!(frames, [true, false, true, true, true, true, false, false, false]);
+    }
+
+    /// A window with these noise levels, held to a teacher.
+    fn window(opens: bool, otherwise: Option<Exchanged>, levels: &[f32]) -> Window {
         let t = Tensor::zeros([1, 1, 1, 1], (tch::Kind::Float, Device::Cpu));
-        let window = |(opens, otherwise, level): (bool, bool, f32)| Window {
+        Window {
             latents: t.shallow_clone(),
             shown: t.shallow_clone(),
             remembered: None,
             weights: t.shallow_clone(),
-            levels: vec![level, 0.1],
+            levels: levels.to_vec(),
             caption: String::new(),
             attributes: [0; 5],
             places: t.shallow_clone(),
@@ -329,10 +377,6 @@ mod tests {
             otherwise,
             held: true,
             opens,
-        };
-        let windows =
-            [(true, false, 0.3), (true, true, 0.5), (true, true, 0.9), (false, false, 0.9)];
-        let held = held(&windows.map(window), &mut Draws::new(1, 1));
-        assert_eq!(Vec::<i64>::try_from(held.beginnings.unwrap()).unwrap(), [0, 2]);
+        }
     }
 }

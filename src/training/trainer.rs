@@ -436,7 +436,7 @@ impl<B> Worker<B> {
             Some((teacher, held)) => {
                 let noised = (&noised.latents, &noised.levels);
                 let output = teacher.output((batch, held), noised, layout)?;
-                output.where_self(&held.clips, truth)
+                output.where_self(&held.frames, truth)
             }
             None => truth.shallow_clone(),
         };

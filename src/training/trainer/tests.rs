@@ -67,9 +67,9 @@ fn what_is_held_is_measured_by_the_teacher_and_the_rest_by_the_truth() {
         share: 1.0,
     };
     let latents = torch_noise(1, &[2, 48, 2, 4, 4]);
-    let mut loss = |held: [bool; 2]| {
+    let mut loss = |held: [bool; 4]| {
         let held = Held {
-            clips: Tensor::from_slice(&held).view([2, 1, 1, 1, 1]),
+            frames: Tensor::from_slice(&held).view([2, 1, 2, 1, 1]),
             remembered: latents.shallow_clone(),
             redrawn: None,
             beginnings: None,
@@ -87,8 +87,11 @@ fn what_is_held_is_measured_by_the_teacher_and_the_rest_by_the_truth() {
         };
         worker.loss(&batch).unwrap().0.double_value(&[])
     };
-    assert!(loss([true, true]) < 1e-6);
-    assert!(loss([true, false]) > 1e-2 && loss([false, true]) > 1e-2);
+    assert!(loss([true; 4]) < 1e-6);
+    // Clip by clip, frame by frame.
+    for at in 0..4 {
+        assert!(loss(std::array::from_fn(|frame| frame != at)) > 1e-2, "{at}");
+    }
 }
 
 /// What is learnt is the truth and this: the output that reproduces itself is what guidance of that scale makes.
