@@ -120,9 +120,11 @@ fn native_values_out_of_range() {
         folder.edit_json("model_index.json", |index| index["_dit"] = native.clone());
         folder.fails_with(&["_dit.restyle_sigmas", "strictly falling", "at most 1"]);
     }
-    let native = json!({"learnt_initial_guidance_scale": 0.5});
-    folder.edit_json("model_index.json", |index| index["_dit"] = native);
-    folder.fails_with(&["_dit.learnt_initial_guidance_scale", "0.5", "at least 1"]);
+    for strength in [-0.1, 1.1] {
+        let native = json!({ "restyle_first_strength": strength });
+        folder.edit_json("model_index.json", |index| index["_dit"] = native.clone());
+        folder.fails_with(&["_dit.restyle_first_strength", &strength.to_string(), "0 to 1"]);
+    }
 }
 
 #[test]

@@ -152,43 +152,38 @@ fn a_folder_may_have_levels_of_its_own_for_strengths() {
     assert!(off(&first(&lower, strength), &first(&none, strength)) > 1e-3);
 }
 
-/// What a model has learnt to overdo by itself, and what was asked of it, is less by that where the input shows through.
+/// A stream's first block, and no other, walks the steps of a greater strength where the folder has one.
 #[test]
-fn guidance_that_is_learnt_is_taken_back_at_the_beginning() {
+fn a_folder_may_begin_streams_with_a_greater_strength() {
     let _guard = tch::no_grad_guard();
-    let learnt = |scale: f64| {
+    let beginning_with = |strength: f64| {
         let native = json!({
             "num_frames": 13, "causal": true, "block_latent_frames": 1,
-            "learnt_initial_guidance_scale": scale
+            "restyle_first_strength": strength
         });
         with_native("ti2v_public", native)
     };
-    let first = |folder: &tempfile::TempDir, guidance_scale: f64, level: f64, frames: i64| {
+    // A chunk of so many frames, the start of a stream, as another folder makes it and as one that begins with 0.75 does.
+    let made = |folder: &tempfile::TempDir, level: StartLevel, frames: i64| {
         let pipeline = load(folder.path());
         let guide = pipeline.encode_video(&clip(frames));
         let embeddings = embeddings(&pipeline, "a fox");
         let mut restyler = Restyler::new(&pipeline, (32, 32), NoiseKind::Counter).unwrap();
-        let controls = RestyleControls {
-            guidance_scale: Some(guidance_scale),
-            ..controls(&embeddings, StartLevel::Noise(level))
-        };
+        let controls = controls(&embeddings, level);
         restyler.next_chunk(&pipeline, &guide, &controls, &never).unwrap().video
     };
-    let none = learnt(1.0);
-    for (scale, own) in [(2.0, 1.5), (3.0, 1.0)] {
-        let some = learnt(scale);
-        let off = |guidance_scale: f64, level: f64, frames: i64| {
-            let plain = first(&none, guidance_scale, level, frames);
-            deviation(&plain, &first(&some, 3.0, level, frames)).unwrap()
-        };
-        assert!(off(own, 0.6, 1) < TOLERANCE && off(3.0, 0.6, 1) > 1e-3);
-        // Where nothing of it shows, there is nothing to overdo.
-        assert!(off(3.0, 0.9, 1) < TOLERANCE);
-        // What follows in the same chunk is guided as ever: what differs is what it remembers.
-        assert!(off(own, 0.6, 5) > 1e-3);
-        let one = |folder| first(folder, 3.0, 0.6, 5).narrow(2, 0, 1);
-        assert!(deviation(&first(&some, 3.0, 0.6, 1), &one(&some)).unwrap() < TOLERANCE);
+    let (none, some) = (beginning_with(0.0), beginning_with(0.75));
+    let off = |a: &Tensor, b: &Tensor| deviation(a, b).unwrap();
+    let [less, same, more] = [0.5, 0.75, 1.0].map(StartLevel::Strength);
+    assert!(off(&made(&some, less, 1), &made(&none, same, 1)) < TOLERANCE);
+    assert!(off(&made(&some, less, 1), &made(&none, less, 1)) > 1e-3);
+    for level in [same, more, StartLevel::Noise(0.5)] {
+        assert!(off(&made(&some, level, 5), &made(&none, level, 5)) < TOLERANCE, "{level:?}");
     }
+    // Two blocks at once begin as one does, and the second is not the one that all of the greater strength would have made.
+    let two = made(&some, less, 5);
+    assert!(off(&two.narrow(2, 0, 1), &made(&some, less, 1)) < TOLERANCE);
+    assert!(off(&two, &made(&none, same, 5)) > 1e-3);
 }
 
 /// Chunks of the given numbers of latent frames.

@@ -46,14 +46,15 @@ enum Continuation {
 pub(super) enum Start<'a> {
     /// Noise alone: as many frames as the folder makes at once.
     Noise,
-    /// Clean latents `[1, z, t, h, w]`, noised to the level of a step.
-    Guide { latents: &'a Tensor, begin_index: usize },
+    /// Clean latents `[1, z, t, h, w]`, noised to the level of a step; the first block of a causal stream to that of another.
+    Guide { latents: &'a Tensor, begin_index: usize, first_begin_index: usize },
 }
 
 impl Start<'_> {
-    fn begin_index(&self) -> usize {
+    fn begin_index(&self, is_first_block: bool) -> usize {
         match self {
             Self::Noise => 0,
+            Self::Guide { first_begin_index, .. } if is_first_block => *first_begin_index,
             Self::Guide { begin_index, .. } => *begin_index,
         }
     }
@@ -64,8 +65,6 @@ pub(super) struct ChunkTask<'a> {
     pub pipeline: &'a Pipeline,
     pub prompts: &'a Prompts,
     pub guidance: Guidance,
-    /// With what else the first block of a causal stream is denoised.
-    pub beginning: Option<&'a (Prompts, Guidance)>,
     pub schedule: &'a Schedule,
     pub seed: u64,
     pub start: Start<'a>,
@@ -295,13 +294,19 @@ impl Maker<'_> {
         self.state.noise_for(self.task.pipeline, self.task.seed, (from, frames), step)
     }
 
+    /// The first step of the frames `from` frames after the next of the stream.
+    fn begin_index(&self, from: i64) -> usize {
+        let causal = matches!(self.state.continuation, Continuation::Causal { .. });
+        self.task.start.begin_index(causal && self.state.is_initial() && from == 0)
+    }
+
     /// `frames` new latent frames, `from` frames after the next of the stream, at the noise level of the first step.
     fn fresh(&self, guide: Option<&Tensor>, from: i64, frames: i64) -> Tensor {
         let noise = self.noise(from, frames, 0);
         match guide {
             None => noise,
             Some(guide) => {
-                let begin = self.task.start.begin_index();
+                let begin = self.begin_index(from);
                 self.task.schedule.add_noise(&guide.to_kind(Kind::Float), &noise, begin)
             }
         }
@@ -315,7 +320,7 @@ impl Maker<'_> {
             condition: None,
             control: None,
             frame_offset: 0,
-            begin_index: self.task.start.begin_index(),
+            begin_index: self.begin_index(from),
             noise: Box::new(move |number| self.noise(from, frames, number)),
         }
     }
@@ -395,11 +400,7 @@ impl Maker<'_> {
             let guide = self.guide().map(|guide| guide.narrow(2, from, new));
             let window =
                 Window { frame_offset: position + from, ..self.window(guide.as_ref(), new, from) };
-            let latents = match self.task.beginning.filter(|_| position + from == 0) {
-                Some((prompts, guidance)) => Denoiser { prompts, guidance: *guidance, ..denoiser }
-                    .run(&window, None, &mut |_| {})?,
-                None => denoiser.run(&window, Some(&caches), &mut |_| {})?,
-            };
+            let latents = denoiser.run(&window, Some(&caches), &mut |_| {})?;
             // What follows a guide is held by that.
             let latents = match guide {
                 None => lock.apply(&latents, info.native.latent_lock),

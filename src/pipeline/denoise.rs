@@ -82,11 +82,6 @@ impl Guidance {
         Self::of(info, scale.or(info.native.initial_guidance_scale))
     }
 
-    /// With so much of it taken back: what a model has learnt to do by itself.
-    pub fn without(self, learnt: f64) -> Self {
-        Self { scale: self.scale / learnt, scale_2: self.scale_2 / learnt }
-    }
-
     /// Whether the negative prompt has any effect.
     pub fn is_used(&self) -> bool {
         self.scale != 1.0 || self.scale_2 != 1.0

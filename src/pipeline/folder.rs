@@ -32,14 +32,13 @@ pub struct Native {
     /// Noise levels at which the steps of a restyling by strength begin, in walks of their number, others by straight lines between
     /// them; `None`: as the scheduler has them.
     pub restyle_sigmas: Option<Vec<f64>>,
+    /// Least strength of the first block of a causal stream that is restyled by strength.
+    pub restyle_first_strength: f64,
     pub guidance_scale: f64,
     /// The same for what nothing precedes: single pictures and the first chunk of a stream; `None`: no other.
     pub initial_guidance_scale: Option<f64>,
     /// Guidance that the weights have learnt to do by themselves; 1 for none. Going on with their training keeps it.
     pub learnt_guidance_scale: f64,
-    /// The same of what nothing precedes, if it was learnt of frames that an input shows through as well, which overdoes the way from
-    /// there: restyling takes it back; 1 for none.
-    pub learnt_initial_guidance_scale: f64,
     /// Tokens of a prompt, padding included.
     pub max_sequence_length: i64,
     /// Largest area that the model was trained for; `None`: no limit known.
@@ -65,10 +64,10 @@ impl Default for Native {
             num_inference_steps: 50,
             few_steps_terminal: None,
             restyle_sigmas: None,
+            restyle_first_strength: 0.0,
             guidance_scale: 5.0,
             initial_guidance_scale: None,
             learnt_guidance_scale: 1.0,
-            learnt_initial_guidance_scale: 1.0,
             max_sequence_length: 512,
             max_pixels: None,
             context_latent_frames: 1,
@@ -126,9 +125,9 @@ impl Native {
         if !(0.0..=1.0).contains(&self.latent_lock) {
             return wrong("latent_lock", self.latent_lock.to_string(), "0 to 1");
         }
-        let learnt = self.learnt_initial_guidance_scale;
-        if !(learnt >= 1.0 && learnt.is_finite()) {
-            return wrong("learnt_initial_guidance_scale", learnt.to_string(), "at least 1");
+        if !(0.0..=1.0).contains(&self.restyle_first_strength) {
+            let found = self.restyle_first_strength.to_string();
+            return wrong("restyle_first_strength", found, "0 to 1");
         }
         if self.max_sequence_length < 1 || self.num_inference_steps < 1 {
             let found = format!("{} and {}", self.max_sequence_length, self.num_inference_steps);

@@ -42,8 +42,8 @@ pub use mix::{LatentMixer, MixControls, MixFrame, Mixed, blend_latents, bridge, 
 pub use noise::{NoiseKind, counter_noise, torch_noise};
 pub use request::{Controls, Request, Settings};
 pub use restyle::{
-    EmbeddingCache, Embeddings, NOTHING_SHOWS, RestyleControls, Restyled, Restyler, StartLevel,
-    VideoEncoder, blend_embeddings,
+    EmbeddingCache, Embeddings, RestyleControls, Restyled, Restyler, StartLevel, VideoEncoder,
+    blend_embeddings,
 };
 pub use rollout::{Chunk, Rollout, Timings};
 pub use statistics::{ColourLock, Motion, difference};

@@ -178,9 +178,6 @@ impl EmbeddingCache {
     }
 }
 
-/// The noise level from which on hardly anything of a picture shows.
-pub const NOTHING_SHOWS: f32 = 0.8;
-
 /// How much of what is to be followed is drowned in noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum StartLevel {
@@ -200,6 +197,17 @@ impl StartLevel {
         match self {
             Self::Strength(_) => info.schedule_from_video(num_inference_steps),
             Self::Noise(_) => info.scheduler.set_timesteps(num_inference_steps as usize, None),
+        }
+    }
+
+    /// The level that the first block of a stream begins at: a style has to be made up there, which later blocks see in what
+    /// precedes them.
+    fn of_a_first_block(self, info: &FolderInfo) -> Self {
+        match self {
+            Self::Strength(strength) => {
+                Self::Strength(strength.max(info.native.restyle_first_strength))
+            }
+            Self::Noise(_) => self,
         }
     }
 
@@ -230,28 +238,6 @@ pub struct RestyleControls<'a> {
     /// Steps of a whole schedule, of which the start level leaves some.
     pub num_inference_steps: u32,
     pub start_level: StartLevel,
-}
-
-/// What a first block that its input shows through is denoised with, in folders that guide it by themselves: less of the guidance,
-/// away from no words at all where nothing else is guided away from.
-///
-/// # Errors
-/// Those of [`Pipeline::encode_prompt`].
-fn taken_back(
-    pipeline: &Pipeline,
-    embeddings: &Embeddings,
-    guidance: Guidance,
-) -> Result<Option<(Prompts, Guidance)>> {
-    let learnt = pipeline.info().native.learnt_initial_guidance_scale;
-    if learnt == 1.0 {
-        return Ok(None);
-    }
-    let negative = match &embeddings.negative {
-        Some(negative) => negative.shallow_clone(),
-        None => pipeline.encode_prompt("")?,
-    };
-    let prompts = Prompts::new(pipeline, &embeddings.positive, Some(&negative), None);
-    Ok(Some((prompts, guidance.without(learnt))))
 }
 
 /// A finished chunk.
@@ -342,24 +328,18 @@ impl Restyler {
             let level = controls.start_level;
             let whole = level.schedule(pipeline.info(), controls.num_inference_steps)?;
             let (schedule, begin_index) = level.place(&whole)?;
+            let (_, first_begin_index) = level.of_a_first_block(pipeline.info()).place(&whole)?;
             self.prepare_prompts(pipeline, controls.embeddings);
             let Some((_, prompts)) = &self.prompts else {
                 return Err(Error::Torch("no prompt was prepared".into()));
             };
-            let guidance = Guidance::of(pipeline.info(), controls.guidance_scale);
-            let shows = schedule.sigmas[begin_index] < NOTHING_SHOWS;
-            let beginning = match self.state.is_initial() && shows {
-                true => taken_back(pipeline, controls.embeddings, guidance)?,
-                false => None,
-            };
             let task = ChunkTask {
                 pipeline,
                 prompts,
-                guidance,
-                beginning: beginning.as_ref(),
+                guidance: Guidance::of(pipeline.info(), controls.guidance_scale),
                 schedule: &schedule,
                 seed: controls.seed,
-                start: Start::Guide { latents: guide, begin_index },
+                start: Start::Guide { latents: guide, begin_index, first_begin_index },
                 cancel,
             };
             let encode_prompt = stopwatch.lap();

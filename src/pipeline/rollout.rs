@@ -188,7 +188,6 @@ impl Rollout {
                 pipeline,
                 prompts: &prepared.prompts,
                 guidance,
-                beginning: None,
                 schedule: &self.schedule,
                 seed: controls.seed,
                 start: Start::Noise,
