@@ -24,8 +24,9 @@ fn main() -> Result<()> {
     let (width, height) = size.split_once('x').context("size as WIDTHxHEIGHT")?;
     let (width, height): (usize, usize) = (width.parse()?, height.parse()?);
     let (columns, step) = (number(4, 5)?, number(5, 4)?);
-    // Only scenes whose attributes have all these words.
-    let words = args.get(6).map_or("", String::as_str);
+    // Only scenes whose attributes have all these words; "collage" for footage of no world in their styles.
+    let words: Vec<&str> = args.get(6).map_or(Vec::new(), |words| words.split(',').collect());
+    let collage = words.contains(&"collage");
 
     let (cell_width, cell_height) = (width as u32 + GAP, height as u32 + GAP);
     let mut sheet = RgbImage::new(columns as u32 * cell_width, rows as u32 * cell_height);
@@ -33,9 +34,11 @@ fn main() -> Result<()> {
         let a = scene.attributes;
         let all =
             [a.colour.name(), a.shape.name(), a.motion.name(), a.background.name(), a.style.name()];
-        words.split(',').filter(|word| !word.is_empty()).all(|word| all.contains(&word))
+        let words = words.iter().filter(|word| !word.is_empty() && **word != "collage");
+        words.into_iter().all(|word| all.contains(word))
     };
-    let scenes = (first..).map(|index| (index, Scene::from_index(index, Split::Any)));
+    let scene = |index| Scene { collage, ..Scene::from_index(index, Split::Any) };
+    let scenes = (first..).map(|index| (index, scene(index)));
     for (row, (index, scene)) in
         scenes.filter(|(_, scene)| fits(scene)).take(rows as usize).enumerate()
     {

@@ -2,11 +2,14 @@
 //! LoRA files: merged exactly as written, refused with one clear error when they do not fit, the same from an element.
 
 mod common;
+#[path = "support/filter.rs"]
+mod filter;
 mod support;
 
 use std::path::{Path, PathBuf};
 
 use common::fixture;
+use gst::prelude::*;
 use gstdit::models::transformer_wan::{
     AttentionPattern, Timestep, TransformerInput, WanTransformer3DModel,
 };
@@ -53,6 +56,15 @@ fn error(lora: &Path) -> String {
     println!("{text}");
     assert!(text.contains(lora.to_str().unwrap()), "{text}");
     text
+}
+
+/// Lets a folder restyle with a file `restyle.safetensors` in it.
+fn name_restyle_lora(model: &Path) {
+    let path = model.join("model_index.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut index: serde_json::Value = serde_json::from_str(&text).unwrap();
+    index["_dit"]["restyle_lora"] = "restyle.safetensors".into();
+    std::fs::write(path, index.to_string()).unwrap();
 }
 
 /// A whole forward pass of the pipeline's transformer.
@@ -116,6 +128,38 @@ fn merging_is_adding_the_product() {
     assert!(off(&merged, &plain) > 1e-3);
     let without = flow(&load(&info.with_lora(&lora, 0.0).unwrap()).unwrap());
     assert_eq!(off(&without, &plain), 0.0);
+}
+
+#[test]
+fn what_restyles_opens_a_folder_with_its_own_lora_for_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder_with(folder.path(), "t2v_public", TINY);
+    name_restyle_lora(&model);
+    let named = |up: &Tensor| {
+        let (down, _) = pair(size("t2v_public"));
+        [
+            (format!("{LAYER}.lora_A.weight"), down),
+            (format!("{LAYER}.lora_B.weight"), up.shallow_clone()),
+        ]
+    };
+    let (_, up) = pair(size("t2v_public"));
+    let info = FolderInfo::open(&model).unwrap();
+    let missing = info.clone().for_restyling().unwrap_err().to_string();
+    assert!(missing.contains("_dit.restyle_lora") && missing.contains("restyle.safetensors"));
+    let own = write(&model, "restyle.safetensors", &named(&up));
+    let other = write(folder.path(), "other.safetensors", &named(&(&up * 2.0)));
+    let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+    let of = |info: FolderInfo| flow(&load(&info).unwrap());
+    let with =
+        |path: &Path, scale| FolderInfo::open(&model).unwrap().with_lora(path, scale).unwrap();
+    let plain = of(info.clone());
+    let restyling = of(info.clone().for_restyling().unwrap());
+    assert!(off(&restyling, &plain) > 1e-3);
+    assert_eq!(off(&restyling, &of(with(&own, 1.0))), 0.0);
+    // One on top of the other is their sum.
+    let both = of(info.for_restyling().unwrap().with_lora(&other, 1.0).unwrap());
+    assert!(off(&both, &of(with(&own, 3.0))) < 1e-4);
+    assert!(off(&both, &restyling) > 1e-3);
 }
 
 #[test]
@@ -217,4 +261,34 @@ fn elements_take_a_lora_and_its_scale() {
     assert!(!rig.play());
     assert_eq!(rig.errors().len(), 1, "{:?}", rig.errors());
     assert!(rig.errors()[0].contains("/no/such.safetensors: no such file"), "{:?}", rig.errors());
+}
+
+#[test]
+fn a_filter_alone_restyles_with_the_folders_own_lora() {
+    let _guard = init();
+    let folder = tempfile::tempdir().unwrap();
+    let model = filter::model(folder.path(), 2);
+    let bytes = |frames: Vec<support::Frame>| -> Vec<Vec<u8>> {
+        frames.into_iter().map(|frame| frame.data).collect()
+    };
+    let source = || bytes(played(&model, "num-buffers=5", "video/x-raw"));
+    let restyled = |properties: &str| {
+        bytes(filter::restyled(&model, &format!("{} {properties}", filter::EIGHT), 6))
+    };
+    let before = (source(), restyled(""));
+    let (down, up) = pair(size("ti2v_public"));
+    let tensors =
+        [(format!("{LAYER}.lora_A.weight"), down), (format!("{LAYER}.lora_B.weight"), up)];
+    let lora = write(&model, "restyle.safetensors", &tensors);
+    let asked_for = restyled(&format!("lora={}", lora.display()));
+    name_restyle_lora(&model);
+    assert_eq!(source(), before.0);
+    assert_ne!(restyled(""), before.1);
+    assert_eq!(restyled(""), asked_for);
+    std::fs::remove_file(lora).unwrap();
+    assert_eq!(source(), before.0);
+    let rig = filter::Rig::new(&model, filter::EIGHT, filter::CAPS);
+    assert!(rig.pipeline.set_state(gst::State::Playing).is_err());
+    let errors = rig.errors();
+    assert!(errors.len() == 1 && errors[0].contains("_dit.restyle_lora"), "{errors:?}");
 }

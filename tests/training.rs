@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use gstdit::pipeline::FolderInfo;
+use gstdit::pipeline::{FolderInfo, Pipeline};
+use gstdit::torch::Precision;
 use gstdit::training::{dit, vae};
 use gstdit::weights::Checkpoint;
 use tch::{Device, Tensor};
@@ -123,6 +124,8 @@ fn taught_on(out: &Path) -> dit::DitOptions {
         out: out.to_owned(),
         from: Some(default_model()),
         hold: None,
+        collage_share: 0.0,
+        restyle_lora: None,
         fresh_head: true,
         num_attention_heads: 6,
         num_layers: 6,
@@ -166,6 +169,37 @@ fn a_transformer_is_held_to_another() {
         format!("{error:#}").contains("ti2v_public: found a transformer that predicts the flow"),
         "{error:#}"
     );
+}
+
+#[test]
+fn what_restyles_is_taught_beside_weights_that_stay() {
+    let out = tempfile::tempdir().unwrap();
+    let options = dit::DitOptions {
+        hold: Some(default_model()),
+        fresh_head: false,
+        collage_share: 0.7,
+        restyle_lora: Some(2),
+        steps: 3,
+        half_attention: false,
+        ..taught_on(out.path())
+    };
+    dit::train(&options).unwrap();
+    let folder = out.path().join("model");
+    let bytes = |folder: &Path| {
+        std::fs::read(folder.join("transformer/diffusion_pytorch_model.safetensors")).unwrap()
+    };
+    assert!(bytes(&default_model()) == bytes(&folder));
+    let info = FolderInfo::open(&folder).unwrap().for_restyling().unwrap();
+    assert!(info.loras[0].path.starts_with(&folder), "{:?}", info.loras);
+    let mut nothing = |_: &str, _: f64| true;
+    Pipeline::load(&info, Device::Cpu, Precision::F32, &mut nothing).unwrap();
+    let wrong = |options: &dit::DitOptions| format!("{:#}", dit::train(options).unwrap_err());
+    let none = dit::DitOptions { from: None, collage_share: 0.0, ..options.clone() };
+    assert!(wrong(&none).contains("--restyle-lora: found no pipeline folder"));
+    let none = dit::DitOptions { restyle_lora: Some(0), ..options.clone() };
+    assert!(wrong(&none).contains("--restyle-lora: found 0"));
+    let taught = dit::DitOptions { fresh_head: true, ..options };
+    assert!(wrong(&taught).contains("--collage-share: found 0.7"));
 }
 
 #[test]

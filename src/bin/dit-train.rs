@@ -180,6 +180,13 @@ struct DitArgs {
     /// after their first second; its initial guidance is learnt, so that sampling needs none.
     #[arg(long, value_name = "FOLDER")]
     hold: Option<PathBuf>,
+    /// Share of the batches that show footage of no world to be restyled, so that footage of the real one is kept, 0 to 1.
+    #[arg(long, default_value_t = 0.0, requires = "from")]
+    collage_share: f64,
+    /// Train low-rank changes (LoRA) of this rank instead of all weights, which `ditfilter` then restyles with; what is made of
+    /// nothing stays as it is.
+    #[arg(long, value_name = "RANK", requires = "from")]
+    restyle_lora: Option<i64>,
     /// Guidance that the model learns to do by itself, in one evaluation a step instead of two; 1 for none.
     #[arg(long, default_value_t = 2.0)]
     guidance_scale: f64,
@@ -222,6 +229,8 @@ impl DitArgs {
             clip_share: self.clip_share,
             favoured: self.favour,
             hold: self.hold,
+            collage_share: self.collage_share,
+            restyle_lora: self.restyle_lora,
             guidance_scale: self.guidance_scale,
             learning_rate: self.learning_rate,
             decay_steps: self.decay_steps,

@@ -23,17 +23,30 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     )
 });
 
+/// What a model is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Video out of nothing, or between others.
+    Making,
+    /// Other video in another style, for which a folder may have weights of its own.
+    Restyling,
+}
+
 /// Checks everything that is cheap to check and says how to open the session.
 ///
 /// # Errors
 /// A folder that is missing or whose configuration is not usable, a device that is not there.
-pub fn opening(settings: &Settings) -> Result<Opening> {
+pub fn opening(settings: &Settings, purpose: Purpose) -> Result<Opening> {
     torch::check_device_syntax(&settings.device)?;
     let folder = match settings.model_path() {
         Some(folder) => existing(folder)?,
         None => default_model()?,
     };
     let info = FolderInfo::open(&folder)?;
+    let info = match purpose {
+        Purpose::Making => info,
+        Purpose::Restyling => info.for_restyling()?,
+    };
     let info = Arc::new(match settings.lora() {
         Some((path, scale)) => info.with_lora(&path, scale)?,
         None => info,
@@ -223,7 +236,7 @@ mod tests {
     #[test]
     fn a_missing_folder_says_what_model_path_is() {
         let settings = Settings { model_path: "/no/such/folder".into(), ..Settings::default() };
-        let error = opening(&settings).unwrap_err();
+        let error = opening(&settings, Purpose::Making).unwrap_err();
         assert!(error.to_string().contains("model_index.json"), "{error}");
     }
 }

@@ -34,6 +34,8 @@ pub struct Native {
     pub restyle_sigmas: Option<Vec<f64>>,
     /// Least strength of the first block of a causal stream that is restyled by strength.
     pub restyle_first_strength: f64,
+    /// File in the folder with low-rank changes (LoRA) that what restyles merges into the weights; `None`: they restyle as they are.
+    pub restyle_lora: Option<String>,
     pub guidance_scale: f64,
     /// The same for what nothing precedes: single pictures and the first chunk of a stream; `None`: no other.
     pub initial_guidance_scale: Option<f64>,
@@ -65,6 +67,7 @@ impl Default for Native {
             few_steps_terminal: None,
             restyle_sigmas: None,
             restyle_first_strength: 0.0,
+            restyle_lora: None,
             guidance_scale: 5.0,
             initial_guidance_scale: None,
             learnt_guidance_scale: 1.0,
@@ -156,8 +159,8 @@ pub struct FolderInfo {
     pub boundary_ratio: Option<f64>,
     /// Whether frames may have timesteps of their own.
     pub expand_timesteps: bool,
-    /// Low-rank changes to merge into the weights when they are loaded.
-    pub lora: Option<LoraFile>,
+    /// Low-rank changes to merge into the weights when they are loaded, one on top of the other.
+    pub loras: Vec<LoraFile>,
 }
 
 impl FolderInfo {
@@ -198,7 +201,7 @@ impl FolderInfo {
             vae,
             text_encoder,
             image_encoder,
-            lora: None,
+            loras: Vec::new(),
         };
         info.check_agreement("transformer", &info.transformer)?;
         if let Some(transformer_2) = &info.transformer_2 {
@@ -207,7 +210,7 @@ impl FolderInfo {
         Ok(info)
     }
 
-    /// The same folder with a LoRA file to be merged into its weights; the file itself is read when they are.
+    /// The same folder with one more LoRA file to be merged into its weights; the file itself is read when they are.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there is no such file.
@@ -215,8 +218,23 @@ impl FolderInfo {
         if !path.is_file() {
             return Err(Error::checkpoint(path, "no such file; lora names a safetensors file"));
         }
-        self.lora = Some(LoraFile { path: path.to_owned(), scale });
+        self.loras.push(LoraFile { path: path.to_owned(), scale });
         Ok(self)
+    }
+
+    /// The same folder as what restyles opens it: with its own LoRA for that, where it names one.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the file that it names is not there.
+    pub fn for_restyling(self) -> Result<Self> {
+        let Some(name) = self.native.restyle_lora.clone() else { return Ok(self) };
+        let path = self.folder.join(&name);
+        if !path.is_file() {
+            let key = format!("{}: _dit.restyle_lora", self.folder.join(MODEL_INDEX).display());
+            let expected = "null, or the name of a safetensors file in this folder";
+            return Err(Error::setting(key, name, expected));
+        }
+        self.with_lora(&path, 1.0)
     }
 
     /// Whether a transformer fits the other components.
@@ -333,6 +351,9 @@ impl FolderInfo {
 }
 
 /// `model_index.json`.
+const MODEL_INDEX: &str = "model_index.json";
+
+/// What it says.
 struct Index<'a> {
     folder: &'a Path,
     path: PathBuf,
@@ -341,7 +362,7 @@ struct Index<'a> {
 
 impl<'a> Index<'a> {
     fn read(folder: &'a Path) -> Result<Self> {
-        let path = folder.join("model_index.json");
+        let path = folder.join(MODEL_INDEX);
         let missing = if !folder.is_dir() {
             "no such folder"
         } else if !path.is_file() {

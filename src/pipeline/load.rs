@@ -50,7 +50,7 @@ struct Component<'a> {
     stem: &'a str,
     kind: Kind,
     device: Device,
-    lora: Option<Rc<Lora>>,
+    loras: &'a [Rc<Lora>],
 }
 
 impl Component<'_> {
@@ -64,7 +64,7 @@ impl Component<'_> {
         let phase = format!("loading {}", self.name);
         meter.add(&phase, 0)?;
         let source = Source::frozen(Checkpoint::open(&self.folder.join(self.name), self.stem)?)
-            .merged_with(self.lora.clone(), self.name);
+            .merged_with(self.loras, self.name);
         let observer = |bytes: u64| meter.add(&phase, bytes);
         let model = build(&source.weights(self.kind, self.device).observed(&observer))?;
         source.check_all_used(may_ignore)?;
@@ -97,17 +97,11 @@ impl<'a> Components<'a> {
         info: &'a FolderInfo,
         device: Device,
         precision: Precision,
-        lora: Option<&Rc<Lora>>,
+        loras: &'a [Rc<Lora>],
     ) -> Self {
         let kind = precision.kind(device);
-        let component = |name, stem, kind| Component {
-            folder: &info.folder,
-            name,
-            stem,
-            kind,
-            device,
-            lora: lora.cloned(),
-        };
+        let component =
+            |name, stem, kind| Component { folder: &info.folder, name, stem, kind, device, loras };
         let mut transformers = vec![component("transformer", DIFFUSERS_STEM, kind)];
         if info.transformer_2.is_some() {
             transformers.push(component("transformer_2", DIFFUSERS_STEM, kind));
@@ -134,7 +128,7 @@ impl<'a> Components<'a> {
 
 /// Bytes of a folder's weights once loaded.
 pub(super) fn weight_bytes(info: &FolderInfo, device: Device, precision: Precision) -> Result<u64> {
-    Components::of(info, device, precision, None).all().map(Component::bytes).sum()
+    Components::of(info, device, precision, &[]).all().map(Component::bytes).sum()
 }
 
 impl Pipeline {
@@ -151,8 +145,9 @@ impl Pipeline {
         guarded(|| {
             let total = weight_bytes(info, device, precision)?;
             let meter = Meter { progress: RefCell::new(progress), done: RefCell::new(0), total };
-            let lora = info.lora.as_ref().map(Lora::open).transpose()?.map(Rc::new);
-            let components = Components::of(info, device, precision, lora.as_ref());
+            let opened = info.loras.iter().map(|file| Lora::open(file).map(Rc::new));
+            let loras = opened.collect::<Result<Vec<_>>>()?;
+            let components = Components::of(info, device, precision, &loras);
             let tokenizer = PromptTokenizer::from_folder(&info.folder.join("tokenizer"))?;
             check_vocabulary(info, &tokenizer)?;
             let text_encoder =
@@ -173,7 +168,7 @@ impl Pipeline {
                     })
                 })
                 .collect::<Result<Vec<_>>>()?;
-            if let Some(lora) = &lora {
+            for lora in &loras {
                 lora.check_all_used()?;
             }
             Ok(Self {

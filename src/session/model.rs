@@ -39,7 +39,7 @@ pub(super) trait Client: Send + Sync {
     fn fail(&self, error: Arc<Error>);
 }
 
-/// A model shared by all sessions with the same folder, LoRA, device and precision.
+/// A model shared by all sessions with the same folder, LoRAs, device and precision.
 pub struct Model {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,

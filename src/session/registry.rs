@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MPL-2.0
-//! One model instance per folder, LoRA, device and precision in the whole process.
+//! One model instance per folder, LoRAs, device and precision in the whole process.
 //!
 //! The registry holds weak references only: the last session (or element) to let go of a model frees it.
 //! Its lock covers finding or starting an instance, never loading, which happens on the model's thread.
@@ -18,15 +18,16 @@ use super::locked;
 use super::model::{Client, Model};
 use super::signal::Signal;
 
-type Key = (PathBuf, String, String, Option<(PathBuf, u64)>);
+type Key = (PathBuf, String, String, Vec<(PathBuf, u64)>);
 
 static MODELS: LazyLock<Mutex<HashMap<Key, Weak<Model>>>> = LazyLock::new(Mutex::default);
 
 fn key(info: &FolderInfo, device: Device, precision: Precision) -> Key {
     let resolved = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
-    let lora = info.lora.as_ref().map(|lora| (resolved(&lora.path), lora.scale.to_bits()));
+    let loras =
+        info.loras.iter().map(|lora| (resolved(&lora.path), lora.scale.to_bits())).collect();
     let kind: Kind = precision.kind(device);
-    (resolved(&info.folder), device_name(device), format!("{kind:?}"), lora)
+    (resolved(&info.folder), device_name(device), format!("{kind:?}"), loras)
 }
 
 /// Makes a client with `make` and attaches it to the model it asks for, which is started if need be.

@@ -31,6 +31,8 @@ pub struct Entry {
     pub begins: bool,
     pub weights: Tensor,
     pub attributes: Attributes,
+    /// Whether it shows a collage, whose style is its only attribute.
+    pub collage: bool,
     pub places: Tensor,
     pub outlines: Tensor,
     pub other: Option<(Tensor, Exchanged)>,
@@ -47,6 +49,8 @@ pub struct Bucket {
     first_index: u64,
     /// Words of the world that every second clip shows one of.
     favoured: Vec<&'static str>,
+    /// Whether its clips are collages.
+    collages: bool,
 }
 
 /// How much nearer the object of the simplest stills is, and how much larger that of the simplest clips.
@@ -64,6 +68,8 @@ const LATEST: f32 = 96.0;
 /// which nothing came in again has to know that it does now.
 const AWAY: f32 = 0.35;
 const LONGEST_AWAY: f32 = 1.3;
+/// Share of the collages in the plain look.
+const PLAIN_COLLAGES: f32 = 0.08;
 /// Frames encoded in one call.
 const ENCODE_FRAMES: i64 = 33;
 
@@ -72,7 +78,13 @@ impl Bucket {
     /// `favoured` words, where there are any.
     pub fn new(shape: Shape, capacity: usize, first_index: u64, favoured: &[&'static str]) -> Self {
         let favoured = favoured.to_vec();
-        Self { shape, entries: Vec::new(), capacity, drawn: 0, due: 0, first_index, favoured }
+        let (entries, collages) = (Vec::new(), false);
+        Self { shape, entries, capacity, drawn: 0, due: 0, first_index, favoured, collages }
+    }
+
+    /// The same of collages.
+    pub fn of_collages(self) -> Self {
+        Self { collages: true, ..self }
     }
 
     /// Clips held.
@@ -103,7 +115,12 @@ impl Bucket {
                 .map(|i| {
                     let index = self.first_index + self.drawn + i;
                     let scene = Scene::favouring(index, Split::Train, &self.favoured);
-                    away(simpler(scene, ease, self.shape.frames == 1), self.shape.frames)
+                    match self.collages {
+                        true => collage(scene),
+                        false => {
+                            away(simpler(scene, ease, self.shape.frames == 1), self.shape.frames)
+                        }
+                    }
                 })
                 .collect();
             let still = self.shape.frames == 1;
@@ -151,6 +168,7 @@ impl Bucket {
             begins: first == 0,
             weights: object_weights(scene, first, &size),
             attributes: scene.attributes,
+            collage: scene.collage,
             places: places(scene, first, size[1], aspect),
             outlines: outlines(scene, first, &size),
             latents,
@@ -183,6 +201,16 @@ fn simpler(mut scene: Scene, ease: f32, still: bool) -> Scene {
     scene
 }
 
+/// A collage in place of a scene, most of them in a style. The scene's seed decides.
+fn collage(scene: Scene) -> Scene {
+    let mut draws = Draws::new(mix64(scene.seed ^ 0xc011));
+    let style = match draws.unit() < PLAIN_COLLAGES {
+        true => Style::None,
+        false => Style::ALL[1 + draws.below(Style::ALL.len() - 1)],
+    };
+    Scene { collage: true, attributes: Attributes { style, ..scene.attributes }, ..scene }
+}
+
 /// A scene whose object may stay away for longer, if its clip of so many frames shows it later. The scene's seed decides.
 fn away(scene: Scene, frames: i64) -> Scene {
     let mut draws = Draws::new(mix64(scene.seed ^ 0x7a11));
@@ -190,18 +218,22 @@ fn away(scene: Scene, frames: i64) -> Scene {
     Scene { absence: if longer { LONGEST_AWAY * draws.unit() } else { 0.0 }, ..scene }
 }
 
-/// The frame of a scene that its clip of so many begins with; stills begin where their scene does. The scene's seed decides.
+/// The frame of a scene that its clip of so many begins with; stills and collages begin where their scene does. The scene's seed decides.
 fn first(scene: &Scene, frames: i64) -> i64 {
     let mut draws = Draws::new(mix64(scene.seed ^ 0x1a7e));
-    let later = frames > 1 && draws.unit() < LATER;
+    let later = frames > 1 && !scene.collage && draws.unit() < LATER;
     if later { 1 + (draws.unit() * LATEST) as i64 } else { 0 }
 }
 
 /// Weights `[1, T, h, w]` for latents `[z, T, h, w]` of a clip that begins with frame `first` of its scene: those that the object
-/// touches count more, and frames that it stays away from not at all, as that is not to be learnt but to be met.
+/// touches count more, and frames that it stays away from not at all, as that is not to be learnt but to be met. All of a collage
+/// counts alike.
 fn object_weights(scene: &Scene, first: i64, size: &[i64]) -> Tensor {
     let (frames, height, width) = (size[1], size[2], size[3]);
     let mut weights = vec![1.0; (frames * height * width) as usize];
+    if scene.collage {
+        return Tensor::from_slice(&weights).view([1, frames, height, width]);
+    }
     // Latent frame 0 is one frame of video, every other is four.
     for frame in 0..=4 * (frames - 1) {
         let start = (frame + 3) / 4 * height * width;
@@ -340,6 +372,19 @@ mod tests {
         assert_eq!(empty(&weights(&gone)), [5, 6, 7]);
         let of = |scene: &Scene| weights(scene).narrow(1, 0, 4);
         assert!(of(&gone).equal(&of(&scene)));
+    }
+
+    #[test]
+    fn collages_begin_with_their_clip_and_count_everywhere() {
+        let mut plain = 0;
+        for index in 0..300 {
+            let scene = collage(Scene::from_index(index, Split::Train));
+            assert!(scene.collage && first(&scene, 33) == 0);
+            plain += usize::from(scene.attributes.style == Style::None);
+            let weights = object_weights(&scene, 0, &[48, 3, 4, 7]);
+            assert_eq!(weights.sum(Kind::Float).double_value(&[]), 84.0);
+        }
+        assert!((8..50).contains(&plain), "{plain}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Tensor};
 
 use super::ahead::{Ahead, makers};
@@ -52,6 +52,11 @@ pub struct DitOptions {
     /// A pipeline folder, whose model shows what is not to change: all but objects that leave and come in again, and films after
     /// their first second. Its initial guidance is learnt.
     pub hold: Option<PathBuf>,
+    /// Share of the batches that show footage of no world, in a style or not, to be restyled, 0 to 1.
+    pub collage_share: f64,
+    /// Rank of low-rank changes of the transformer that are trained instead of all weights, for restyling alone; the folder to
+    /// start from is then written with them in it.
+    pub restyle_lora: Option<i64>,
     /// Guidance that the model learns to do by itself; 1 for none.
     pub guidance_scale: f64,
     pub learning_rate: f64,
@@ -111,6 +116,14 @@ pub fn text_encoder_config(vocab_size: i64) -> Umt5Config {
 pub fn train(options: &DitOptions) -> Result<()> {
     let share = options.clip_share;
     ensure!((0.0..=1.0).contains(&share), "--clip-share: found {share}, expected 0 to 1");
+    let share = options.collage_share;
+    ensure!((0.0..=1.0).contains(&share), "--collage-share: found {share}, expected 0 to 1");
+    ensure!(
+        share == 0.0
+            || (options.from.as_ref().is_some_and(|from| from.is_dir()) && !options.fresh_head),
+        "--collage-share: found {share}, expected 0 where attributes are taught half-way, of which collages have none; start from a \
+         pipeline folder with --from"
+    );
     let (heads, layers) = (options.num_attention_heads, options.num_layers);
     ensure!(heads > 0, "--num-attention-heads: found {heads}, expected at least 1");
     ensure!(layers > 0, "--num-layers: found {layers}, expected at least 1");
@@ -139,15 +152,24 @@ pub fn train(options: &DitOptions) -> Result<()> {
         Some(from) if from.is_dir() => (Some(from), None),
         state => (None, state),
     };
-    let mut sources =
-        folder.map_or_else(|| Ok(Sources::fresh()), |from| Sources::starting_from(&from))?;
+    let mut sources = match (&folder, options.restyle_lora) {
+        (Some(from), Some(rank)) => Sources::adapting(from, rank)?,
+        (Some(from), None) => Sources::starting_from(from)?,
+        (None, None) => Sources::fresh(),
+        (None, Some(_)) => bail!(
+            "--restyle-lora: found no pipeline folder to start from, expected one with --from"
+        ),
+    };
     if options.fresh_head {
         sources.attribute_head = Sources::fresh().attribute_head;
     }
     let plan = plan(options, state);
     let count = worker_count(options.workers, options.device);
     let save = |step| {
-        folder::write(options, &blueprint, &sources)?;
+        match (&folder, options.restyle_lora) {
+            (Some(from), Some(_)) => folder::write_restyling(options, from, &sources)?,
+            _ => folder::write(options, &blueprint, &sources)?,
+        }
         if options.sheets { sheet(options, step) } else { Ok(()) }
     };
     let tokenizer = &blueprint.tokenizer;
@@ -219,6 +241,7 @@ fn sampler(
         simple_steps: options.simple_steps * workers as u64,
         clip_share: options.clip_share,
         favoured: options.favoured.clone(),
+        collage_share: options.collage_share,
         holds: options.hold.is_some(),
         batch_tokens: options.batch_tokens / workers as i64,
         max_sequence_length: MAX_SEQUENCE_LENGTH,

@@ -40,11 +40,18 @@ const SHAPE: f32 = 0.6;
 const OBJECT: f32 = 0.85;
 
 /// The scene with one attribute exchanged, all else in its place, and which; `None` where that combination is held out.
-/// The scene's seed decides. What clips can teach beyond stills is how a style stays.
+/// The scene's seed decides. What clips can teach beyond stills is how a style stays. Of a collage it is always the style.
 pub fn exchanged(scene: &Scene, still: bool) -> Option<(Scene, Exchanged)> {
     let mut draws = Draws::new(mix64(scene.seed ^ 0x7031));
     let before = scene.attributes;
     let styled = before.style != Style::None;
+    if scene.collage {
+        // Nothing of it is in the world, so nothing is held out either.
+        let plain = styled && draws.unit() < PLAIN;
+        let style = if plain { Style::None } else { other(Style::ALL, before.style, &mut draws) };
+        let attributes = Attributes { style, ..before };
+        return Some((Scene { attributes, ..*scene }, Exchanged::Style));
+    }
     let (attributes, what) = if styled && (draws.unit() < STYLE || !still) {
         let plain = draws.unit() < PLAIN;
         let style = if plain { Style::None } else { other(Style::ALL, before.style, &mut draws) };
@@ -82,6 +89,19 @@ fn other<T: Copy + PartialEq>(all: &[T], not: T, draws: &mut Draws) -> T {
 mod tests {
     use super::super::world::Split;
     use super::*;
+
+    #[test]
+    fn of_a_collage_it_is_the_style() {
+        let mut plain = 0;
+        for index in 0..200 {
+            let scene = Scene { collage: true, ..Scene::from_index(index, Split::Train) };
+            let (other, what) = exchanged(&scene, false).unwrap();
+            assert!(what == Exchanged::Style && other.attributes.style != scene.attributes.style);
+            assert_eq!(Scene { attributes: scene.attributes, ..other }, scene);
+            plain += usize::from(other.attributes.style == Style::None);
+        }
+        assert!((80..140).contains(&plain), "{plain}");
+    }
 
     #[test]
     fn one_attribute_is_another_and_nothing_else() {

@@ -12,6 +12,9 @@ use super::dit::{DitOptions, MAX_SEQUENCE_LENGTH};
 use super::trainer::{ATTRIBUTE_HEAD, Blueprint, Sources};
 use crate::weights::{Parameters, safetensors};
 
+/// The file of low-rank changes that a folder restyles with.
+const RESTYLE_LORA: &str = "restyle_lora.safetensors";
+
 /// Writes `model/` below the output folder: configurations, weights in f16, tokenizer, autoencoder.
 pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sources) -> Result<()> {
     let folder = options.out.join("model");
@@ -37,6 +40,23 @@ pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sourc
     trained_weights(&folder, sources)?;
     copy_folder(&options.out.join("tokenizer"), &part("tokenizer")?)?;
     copy_folder(&options.vae, &part("vae")?)
+}
+
+/// Writes `model/` below the output folder: the folder that was started from, with what was trained to restyle.
+pub(super) fn write_restyling(options: &DitOptions, from: &Path, sources: &Sources) -> Result<()> {
+    let folder = options.out.join("model");
+    copy_folder(from, &folder)?;
+    let named = sources.named().into_iter();
+    let named: Vec<(String, Tensor)> =
+        named.map(|(name, t)| (name, t.detach().to_kind(Kind::Half))).collect();
+    let lora = folder.join(RESTYLE_LORA);
+    safetensors::write(&lora, named.iter().map(|(name, t)| (name.clone(), t)))?;
+    let path = folder.join("model_index.json");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let mut index: Value =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    index["_dit"]["restyle_lora"] = RESTYLE_LORA.into();
+    json_file(&path, index)
 }
 
 /// `_dit` says what the model is at home with; diffusers ignores keys that begin with an underscore.

@@ -25,8 +25,19 @@ pub struct Sampling {
 /// # Errors
 /// Those of [`Pipeline::load`].
 pub fn load(folder: &Path, device: Device) -> Result<Pipeline> {
-    let info = FolderInfo::open(folder)?;
-    Ok(Pipeline::load(&info, device, Precision::Auto, &mut |_, _| true)?)
+    opened(&FolderInfo::open(folder)?, device)
+}
+
+/// Opens a pipeline folder as `ditfilter` does, with its weights for restyling.
+///
+/// # Errors
+/// Those of [`Pipeline::load`] and [`FolderInfo::for_restyling`].
+pub fn load_for_restyling(folder: &Path, device: Device) -> Result<Pipeline> {
+    opened(&FolderInfo::open(folder)?.for_restyling()?, device)
+}
+
+fn opened(info: &FolderInfo, device: Device) -> Result<Pipeline> {
+    Ok(Pipeline::load(info, device, Precision::Auto, &mut |_, _| true)?)
 }
 
 /// The first `num_frames` frames of a prompt at the folder's native size; one frame is a still.

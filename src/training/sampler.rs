@@ -30,6 +30,8 @@ const LEAST_OTHERWISE: f32 = 0.3;
 const NOTHING_SHOWS: f32 = 0.8;
 /// Share of the batches that a teacher makes memories of anew.
 const REDRAWN: f64 = 0.5;
+/// Noise levels of collages that are restyled: beyond them nothing of a picture is kept or changed.
+const RESTYLING: [f64; 2] = [0.25, 0.85];
 /// Share of the windows to be restyled whose memory is in the old style still, as after a change of words.
 const OLD_STYLE: f64 = 0.25;
 
@@ -45,6 +47,8 @@ pub(super) struct SamplerOptions {
     pub clip_share: f64,
     /// Words of the world that every second clip shows one of.
     pub favoured: Vec<&'static str>,
+    /// Share of the batches that are collages to be restyled.
+    pub collage_share: f64,
     /// Whether a teacher stands by, to whom all is held but what is new.
     pub holds: bool,
     /// Tokens of video in a batch.
@@ -63,8 +67,40 @@ pub(super) struct Sampler {
     options: SamplerOptions,
     vae: AutoencoderKLWan,
     tokenizer: PromptTokenizer,
+    world: Rings,
+    collages: Rings,
+}
+
+/// Rings of one kind of footage, one for each size.
+struct Rings {
     images: Vec<Bucket>,
     clips: Vec<Bucket>,
+}
+
+impl Rings {
+    /// Empty rings, each made with `bucket` out of its width, height, frames and capacity.
+    fn new(bucket: impl Fn(i64, i64, i64, usize) -> Bucket) -> Self {
+        Self {
+            images: vec![
+                bucket(224, 128, 1, 1_500),
+                bucket(128, 128, 1, 1_000),
+                bucket(128, 224, 1, 1_000),
+            ],
+            clips: vec![
+                bucket(224, 128, CLIP_FRAMES, 600),
+                bucket(128, 128, CLIP_FRAMES, 300),
+                bucket(128, 224, CLIP_FRAMES, 200),
+            ],
+        }
+    }
+
+    fn of(&self, task: Task) -> &[Bucket] {
+        if task == Task::Stills { &self.images } else { &self.clips }
+    }
+
+    fn of_mut(&mut self, task: Task) -> &mut [Bucket] {
+        if task == Task::Stills { &mut self.images } else { &mut self.clips }
+    }
 }
 
 impl Sampler {
@@ -82,17 +118,15 @@ impl Sampler {
                 + (width as u64) * 1009;
             Bucket::new(Shape { width, height, frames }, capacity, first, &options.favoured)
         };
-        let images = vec![
-            bucket(224, 128, 1, 1_500),
-            bucket(128, 128, 1, 1_000),
-            bucket(128, 224, 1, 1_000),
-        ];
-        let clips = vec![
-            bucket(224, 128, CLIP_FRAMES, 600),
-            bucket(128, 128, CLIP_FRAMES, 300),
-            bucket(128, 224, CLIP_FRAMES, 200),
-        ];
-        Self { options, vae, tokenizer, images, clips }
+        let world = Rings::new(bucket);
+        let collages = Rings::new(|width, height, frames, capacity| {
+            bucket(width, height, frames, capacity).of_collages()
+        });
+        Self { options, vae, tokenizer, world, collages }
+    }
+
+    fn rings(&self, collage: bool) -> &Rings {
+        if collage { &self.collages } else { &self.world }
     }
 }
 
@@ -109,19 +143,28 @@ impl Sampler {
     }
 
     /// Fills the ring up with what is new to this step.
-    fn refresh(&mut self, draws: &mut Draws, (task, at): (Task, usize), step: u64, size: i64) {
+    fn refresh(
+        &mut self,
+        draws: &mut Draws,
+        (task, collage, at): (Task, bool, usize),
+        step: u64,
+        size: i64,
+    ) {
         let clip = task != Task::Stills;
-        let bucket = if clip { &mut self.clips[at] } else { &mut self.images[at] };
+        let (makers, at_once, device) =
+            (self.options.makers, self.options.at_once, self.options.device);
+        let bucket = &self.rings(collage).of(task)[at];
         let fresh = size as f64 / MEETINGS[usize::from(clip)];
         let fresh = if bucket.is_empty() {
-            ((size as usize * 8).min(400) / self.options.makers).max(self.options.at_once)
+            ((size as usize * 4).min(400) / makers).max(at_once)
         } else {
             fresh as usize + usize::from(draws.unit() < fresh.fract())
         };
         // What is new begins simple: stills with the training, clips when they come in.
         let taught = if clip { step - self.options.image_steps } else { step };
         let ease = ease(taught, self.options.simple_steps);
-        bucket.refresh(&self.vae, (fresh, self.options.at_once), ease, self.options.device);
+        let rings = if collage { &mut self.collages } else { &mut self.world };
+        rings.of_mut(task)[at].refresh(&self.vae, (fresh, at_once), ease, device);
     }
 }
 
@@ -136,15 +179,15 @@ impl Batches for Sampler {
             _ => 2,
         };
         let frames = task.frames(&mut draws, WINDOW_LATENT_FRAMES);
-        let buckets = if task == Task::Stills { &self.images } else { &self.clips };
-        let Shape { width, height, .. } = buckets[at].shape;
+        let share = self.options.collage_share;
+        let collage = share > 0.0 && draws.unit() < share;
+        let Shape { width, height, .. } = self.rings(collage).of(task)[at].shape;
         let tokens = (width / 32) * (height / 32) * task.frames_in(frames);
         let size = (self.options.batch_tokens / tokens).max(2);
-        self.refresh(&mut draws, (task, at), step, size);
-        let buckets = if task == Task::Stills { &self.images } else { &self.clips };
-        let windows: Vec<Window> = (0..size)
-            .map(|_| self.window(&buckets[at], (task, frames), early, &mut draws))
-            .collect();
+        self.refresh(&mut draws, (task, collage, at), step, size);
+        let bucket = &self.rings(collage).of(task)[at];
+        let windows: Vec<Window> =
+            (0..size).map(|_| self.window(bucket, (task, frames), early, &mut draws)).collect();
         self.gathered(windows, task, &mut draws)
     }
 }
@@ -217,7 +260,12 @@ impl Sampler {
             };
             patched(&own, &foreign.narrow(1, at, frames), draws)
         });
-        let levels = task.levels(draws, frames as usize, start > 0);
+        let mut levels = task.levels(draws, frames as usize, start > 0);
+        if entry.collage {
+            for level in levels.iter_mut().filter(|level| **level > 0.0) {
+                *level = (RESTYLING[0] + (RESTYLING[1] - RESTYLING[0]) * draws.unit()) as f32;
+            }
+        }
         let shown = match other {
             Some((other, _)) => towards(&latents, &cut(other), &levels, draws),
             None => latents.shallow_clone(),
@@ -231,7 +279,7 @@ impl Sampler {
             attributes: attribute_head::numbers(&entry.attributes),
             outlines: entry.outlines.narrow(0, start, frames),
             otherwise,
-            held: self.options.holds && !is_new(task, entry, &places, start),
+            held: self.options.holds && !entry.collage && !is_new(task, entry, &places, start),
             opens: start == 0 && task != Task::Window,
             places,
             latents,
@@ -293,6 +341,10 @@ fn said<'a>(
     early: bool,
     draws: &mut Draws,
 ) -> (String, Option<(&'a Tensor, Exchanged)>) {
+    if entry.collage {
+        let other = entry.other.as_ref().map(|(other, what)| (other, *what));
+        return (look(entry.attributes.style, draws.next()).to_owned(), other);
+    }
     // The plainest words first.
     if early && draws.unit() < 0.4 {
         return (canonical(&entry.attributes), None);
@@ -359,6 +411,31 @@ mod tests {
         assert_eq!(held.frames.size(), [3, 1, 3, 1, 1]);
         let frames = Vec::<bool>::try_from(held.frames.flatten(0, -1)).unwrap();
         assert_eq!(frames, [true, false, true, true, true, true, false, false, false]);
+    }
+
+    #[test]
+    fn collages_are_asked_for_by_their_look_alone() {
+        let latents = Tensor::zeros([48, 9, 4, 7], (tch::Kind::Float, Device::Cpu));
+        let mut scene =
+            crate::training::world::Scene::from_index(3, super::super::world::Split::Train);
+        scene.attributes.style = super::super::world::Style::Jungle;
+        let other = Some((latents.shallow_clone(), Exchanged::Style));
+        let entry = Entry {
+            weights: latents.narrow(0, 0, 1),
+            places: latents.shallow_clone(),
+            outlines: latents.shallow_clone(),
+            latents,
+            begins: true,
+            attributes: scene.attributes,
+            collage: true,
+            other,
+        };
+        let mut draws = Draws::new(1, 1);
+        for _ in 0..20 {
+            let (caption, other) = said(&entry, false, &mut draws);
+            assert!(caption.contains("jungle") && !caption.contains("over the"), "{caption}");
+            assert_eq!(other.map(|(_, what)| what), Some(Exchanged::Style));
+        }
     }
 
     /// A window with these noise levels, held to a teacher.

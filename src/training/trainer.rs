@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::ahead::Ahead;
@@ -24,6 +24,7 @@ use crate::models::transformer_wan::{
 };
 use crate::models::umt5::{UMT5EncoderModel, Umt5Config};
 use crate::nn::attention::KvAccess;
+use crate::weights::lora::Adapters;
 use crate::weights::{Checkpoint, Parameters, Source};
 
 /// Below this noise level the loss counts errors of clean latents as if at it.
@@ -161,6 +162,23 @@ impl Sources {
             transformer: part("transformer", "diffusion_pytorch_model")?,
             text_encoder: part("text_encoder", "model")?,
             // A folder holds no head, and what one made anew has yet to learn would pull at tokens that know it already.
+            attribute_head: None,
+        })
+    }
+
+    /// Low-rank changes of that rank are trained beside the transformer of a pipeline folder.
+    ///
+    /// # Errors
+    /// When weights are missing or malformed, or the rank is below 1.
+    pub fn adapting(folder: &Path, rank: i64) -> Result<Self> {
+        ensure!(rank > 0, "--restyle-lora: found {rank}, expected at least 1");
+        let part = |name: &str, stem: &str| Checkpoint::open(&folder.join(name), stem);
+        let wanted = |layer: &str| layer.starts_with("blocks.") || layer == "proj_out";
+        let adapters = Adapters::new(rank, rank as f64, wanted, Parameters::default());
+        Ok(Self {
+            transformer: Source::frozen(part("transformer", "diffusion_pytorch_model")?)
+                .adapted(adapters),
+            text_encoder: Source::frozen(part("text_encoder", "model")?),
             attribute_head: None,
         })
     }
@@ -433,12 +451,12 @@ impl<B> Worker<B> {
         let predicted = predicted.narrow(2, noised.before, s[2]);
         let truth = if self.models.predicts_sample { &batch.latents } else { &noised.true_flow };
         let target = match teacher {
-            Some((teacher, held)) => {
+            Some((teacher, held)) if held.frames.any().int64_value(&[]) != 0 => {
                 let noised = (&noised.latents, &noised.levels);
                 let output = teacher.output((batch, held), noised, layout)?;
                 output.where_self(&held.frames, truth)
             }
-            None => truth.shallow_clone(),
+            _ => truth.shallow_clone(),
         };
         let mut off = &predicted - target;
         if self.models.guidance_scale > 1.0 && batch.guided.numel() > 0 {

@@ -84,8 +84,9 @@ impl Parameters {
 pub struct Frozen {
     checkpoint: Checkpoint,
     used: RefCell<BTreeSet<String>>,
-    /// A file to merge, and the component that these weights are in its keys.
-    lora: Option<(Rc<Lora>, String)>,
+    /// Files to merge, and the component that these weights are in their keys.
+    loras: Vec<Rc<Lora>>,
+    component: String,
     adapters: Option<Adapters>,
 }
 
@@ -100,14 +101,15 @@ pub enum Source {
 impl Source {
     /// Weights of an opened checkpoint, for inference.
     pub fn frozen(checkpoint: Checkpoint) -> Self {
-        let used = RefCell::default();
-        Self::Frozen(Frozen { checkpoint, used, lora: None, adapters: None })
+        let (used, loras, component) = Default::default();
+        Self::Frozen(Frozen { checkpoint, used, loras, component, adapters: None })
     }
 
-    /// The same weights with those of a file merged into them, as far as they are meant for `component`.
-    pub fn merged_with(mut self, lora: Option<Rc<Lora>>, component: &str) -> Self {
+    /// The same weights with those of files merged into them, as far as they are meant for `component`.
+    pub fn merged_with(mut self, loras: &[Rc<Lora>], component: &str) -> Self {
         if let Self::Frozen(frozen) = &mut self {
-            frozen.lora = lora.map(|lora| (lora, component.to_owned()));
+            frozen.loras = loras.to_vec();
+            frozen.component = component.to_owned();
         }
         self
     }
@@ -215,20 +217,22 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// A tensor of the files with what a LoRA adds to it.
+    /// A tensor of the files with what LoRAs add to it.
     fn merged(&self, frozen: &Frozen, path: &str, shape: &[i64]) -> Result<Tensor> {
-        let change = match (&frozen.lora, path.strip_suffix(".weight")) {
-            (Some((lora, component)), Some(layer)) => {
-                lora.change(component, layer, shape, self.device)?
+        let layer = path.strip_suffix(".weight");
+        let mut merged: Option<Tensor> = None;
+        for (lora, layer) in frozen.loras.iter().filter_map(|lora| Some((lora, layer?))) {
+            if let Some(change) = lora.change(&frozen.component, layer, shape, self.device)? {
+                let weight = match merged {
+                    Some(weight) => weight,
+                    None => frozen.checkpoint.float(path, Kind::Float, self.device)?,
+                };
+                merged = Some(weight.f_add(&change)?);
             }
-            _ => None,
-        };
-        match change {
+        }
+        match merged {
             None => frozen.checkpoint.float(path, self.kind, self.device),
-            Some(change) => {
-                let weight = frozen.checkpoint.float(path, Kind::Float, self.device)?;
-                Ok(weight.f_add(&change)?.f_to_kind(self.kind)?)
-            }
+            Some(weight) => Ok(weight.f_to_kind(self.kind)?),
         }
     }
 

@@ -18,7 +18,7 @@ use super::output::Output;
 use super::queue::State;
 use super::report::Reporter;
 use super::settings::FilterSettings;
-use crate::elements::loading::{self, Progress};
+use crate::elements::loading::{self, Progress, Purpose};
 use crate::elements::metadata;
 use crate::elements::report::stats_pspec;
 use crate::elements::settings::Effect;
@@ -242,7 +242,7 @@ impl DitFilter {
 
     fn start(&self) -> Result<(), crate::error::Error> {
         let settings = locked(&self.settings).clone();
-        let opening = loading::opening(&settings.common)?;
+        let opening = loading::opening(&settings.common, Purpose::Restyling)?;
         *locked(&self.state) = State::default();
         *locked(&self.input) = Input::default();
         *locked(&self.reporter) = Reporter::default();

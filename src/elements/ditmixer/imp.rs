@@ -25,7 +25,7 @@ use super::properties::{Properties, pspecs};
 use super::queue::Flow;
 use super::slot::Slot;
 use super::{DitMixMode, DitMixerPad};
-use crate::elements::loading::{self, Progress};
+use crate::elements::loading::{self, Progress, Purpose};
 use crate::elements::metadata;
 use crate::elements::report::FirstError;
 use crate::frames::{self, Painter, Reader};
@@ -405,8 +405,8 @@ impl DitMixer {
     /// Opens the model.
     fn open(&self) -> Result<(), gst::ErrorMessage> {
         let settings = locked(&self.settings).common.clone();
-        let opening =
-            loading::opening(&settings).map_err(|error| loading::error_message(&error))?;
+        let opening = loading::opening(&settings, Purpose::Making)
+            .map_err(|error| loading::error_message(&error))?;
         gst::info!(CAT, imp = self, "{}", opening.info.folder.display());
         let progress = Progress::start(&*self.obj(), &opening.info.folder);
         let events = progress.clone();

@@ -20,7 +20,7 @@ use gst_base::subclass::prelude::*;
 use super::negotiation::{fixate_size, state_colours};
 use super::report::{Reporter, stats_structure, tags};
 use super::timeline::{Slot, Timeline};
-use crate::elements::loading::{self, Progress};
+use crate::elements::loading::{self, Progress, Purpose};
 use crate::elements::metadata;
 use crate::elements::report::{FirstError, When, stats_pspec};
 use crate::elements::settings::{Effect, Settings};
@@ -231,8 +231,8 @@ impl ElementImpl for DitSrc {
 impl BaseSrcImpl for DitSrc {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         let settings = locked(&self.settings).common.clone();
-        let opening =
-            loading::opening(&settings).map_err(|error| loading::error_message(&error))?;
+        let opening = loading::opening(&settings, Purpose::Making)
+            .map_err(|error| loading::error_message(&error))?;
         gst::info!(
             CAT,
             imp = self,

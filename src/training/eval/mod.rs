@@ -98,7 +98,10 @@ pub fn evaluate(options: &EvalOptions) -> Result<()> {
     let pipelines = options
         .models
         .iter()
-        .map(|folder| generate::load(folder, options.device))
+        .map(|folder| match options.from {
+            Some(_) => generate::load_for_restyling(folder, options.device),
+            None => generate::load(folder, options.device),
+        })
         .collect::<Result<Vec<_>>>()?;
     let truth = clips::judged(options, &Subject::World(&pipelines[0].info().native))?;
     let mut models = Vec::new();

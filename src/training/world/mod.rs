@@ -12,6 +12,7 @@
 //! over one second, goes back within half a second and begins again.
 
 pub(super) mod background;
+mod collage;
 pub(super) mod draw;
 pub mod export;
 mod render;
@@ -261,6 +262,9 @@ pub struct Scene {
     /// Seconds that an object which left the frame stays away beyond those of its way: 0 in the world itself, more where a
     /// training is to find it gone.
     pub absence: f32,
+    /// Whether what is filmed is no scene of the world but a collage that the seed decides, in the style of the attributes, of which
+    /// nothing else is to be seen.
+    pub collage: bool,
     /// Seed of the textures.
     pub seed: u64,
 }
@@ -305,6 +309,7 @@ impl Scene {
             tilt: draws.between(-0.16, 0.16),
             nearness: 1.0,
             absence: 0.0,
+            collage: false,
             seed: draws.next(),
         };
         scene.draw_motion(&mut draws);

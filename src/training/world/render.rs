@@ -3,6 +3,7 @@
 //! drawn within its own bounding box.
 
 use super::background::{Backdrop, Star};
+use super::collage::Collage;
 use super::draw::{REACH, blend, distance, luminance, rim_of, smoothstep};
 use super::style::{Field, Leaf, Look};
 use super::{Scene, Style};
@@ -124,6 +125,8 @@ struct Canvas {
     aspect: f32,
     backdrop: Backdrop,
     look: Look,
+    /// What is filmed instead of the world.
+    collage: Option<Collage>,
     grid_width: usize,
     grid_height: usize,
     /// Colour of the background, per grid point.
@@ -152,6 +155,7 @@ impl Canvas {
             aspect,
             backdrop: Backdrop::new(scene.attributes.background, scene.seed, aspect),
             look: Look::new(scene.attributes.style, scene.seed, aspect),
+            collage: scene.collage.then(|| Collage::new(scene.seed, aspect)),
             grid_width,
             grid_height,
             grid: vec![[0.0; 3]; grid_width * grid_height],
@@ -169,16 +173,14 @@ impl Canvas {
     fn paint(&mut self, scene: &Scene, seconds: f64) {
         let t = seconds as f32;
         self.fill_grid(t);
-        self.fill_pixels();
-        let stars: Vec<Star> = self.backdrop.stars().to_vec();
-        for star in stars {
-            self.star(star, t);
-        }
+        self.fill_pixels(t);
         let leaves: Vec<Leaf> = self.look.leaves_at(t).collect();
         for leaf in leaves {
             self.leaf(leaf);
         }
-        self.object(scene, seconds);
+        if self.collage.is_none() {
+            self.object(scene, seconds);
+        }
         for value in &mut self.pixels {
             *value = value.clamp(0.0, 255.0);
         }
@@ -198,7 +200,34 @@ impl Canvas {
         }
     }
 
-    fn fill_pixels(&mut self) {
+    /// All but leaves and object.
+    fn fill_pixels(&mut self, t: f32) {
+        if let Some(collage) = &self.collage {
+            collage.paint(t, (self.width, self.height), &mut self.pixels);
+            return self.restyle();
+        }
+        self.interpolate();
+        let stars: Vec<Star> = self.backdrop.stars().to_vec();
+        for star in stars {
+            self.star(star, t);
+        }
+    }
+
+    /// Gives every pixel what the style makes of a background.
+    fn restyle(&mut self) {
+        for y in 0..self.height {
+            for x in 0..self.width {
+                let field = self.field_at(x, y);
+                let at = (y * self.width + x) * 3;
+                let c = self.look.cast(std::array::from_fn(|k| self.pixels[at + k]));
+                for (k, value) in self.pixels[at..at + 3].iter_mut().enumerate() {
+                    *value = c[k] * field.gain + field.tint[k];
+                }
+            }
+        }
+    }
+
+    fn interpolate(&mut self) {
         for (y, row) in self.rows.iter().enumerate() {
             let (upper, lower) = self.grid[row.first * self.grid_width..].split_at(self.grid_width);
             for ((to, a), b) in self.line.iter_mut().zip(upper).zip(lower) {
