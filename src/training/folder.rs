@@ -85,7 +85,7 @@ fn model_index(learnt_guidance_scale: f64, initial_is_learnt: bool) -> Value {
             "num_frames": 17,
             "num_inference_steps": num_inference_steps,
             "few_steps_terminal": 0.4,
-            "restyle_sigmas": [1.0, 0.66, 0.58, 0.50, 0.42],
+            "restyle_sigmas": [1.0, 0.54, 0.50, 0.46, 0.40],
             "restyle_first_strength": 0.8,
             "guidance_scale": guidance_scale,
             "initial_guidance_scale": initial_guidance_scale,
