@@ -120,6 +120,10 @@ fn native_values_out_of_range() {
         folder.edit_json("model_index.json", |index| index["_dit"] = native.clone());
         folder.fails_with(&["_dit.restyle_sigmas", "strictly falling", "at most 1"]);
     }
+    folder.edit_json("model_index.json", |index| {
+        index["_dit"] = json!({"restyle_lora_scale": 11.0});
+    });
+    folder.fails_with(&["_dit.restyle_lora_scale", "11", "-10 to 10"]);
     for strength in [-0.1, 1.1] {
         let native = json!({ "restyle_first_strength": strength });
         folder.edit_json("model_index.json", |index| index["_dit"] = native.clone());

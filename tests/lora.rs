@@ -156,6 +156,12 @@ fn what_restyles_opens_a_folder_with_its_own_lora_for_that() {
     let restyling = of(info.clone().for_restyling().unwrap());
     assert!(off(&restyling, &plain) > 1e-3);
     assert_eq!(off(&restyling, &of(with(&own, 1.0))), 0.0);
+    let half = {
+        let mut info = FolderInfo::open(&model).unwrap();
+        info.native.restyle_lora_scale = 0.5;
+        of(info.for_restyling().unwrap())
+    };
+    assert_eq!(off(&half, &of(with(&own, 0.5))), 0.0);
     // One on top of the other is their sum.
     let both = of(info.for_restyling().unwrap().with_lora(&other, 1.0).unwrap());
     assert!(off(&both, &of(with(&own, 3.0))) < 1e-4);

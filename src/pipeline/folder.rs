@@ -36,6 +36,8 @@ pub struct Native {
     pub restyle_first_strength: f64,
     /// File in the folder with low-rank changes (LoRA) that what restyles merges into the weights; `None`: they restyle as they are.
     pub restyle_lora: Option<String>,
+    /// How strongly they change the weights: 1 as trained.
+    pub restyle_lora_scale: f64,
     pub guidance_scale: f64,
     /// The same for what nothing precedes: single pictures and the first chunk of a stream; `None`: no other.
     pub initial_guidance_scale: Option<f64>,
@@ -68,6 +70,7 @@ impl Default for Native {
             restyle_sigmas: None,
             restyle_first_strength: 0.0,
             restyle_lora: None,
+            restyle_lora_scale: 1.0,
             guidance_scale: 5.0,
             initial_guidance_scale: None,
             learnt_guidance_scale: 1.0,
@@ -131,6 +134,9 @@ impl Native {
         if !(0.0..=1.0).contains(&self.restyle_first_strength) {
             let found = self.restyle_first_strength.to_string();
             return wrong("restyle_first_strength", found, "0 to 1");
+        }
+        if !(-10.0..=10.0).contains(&self.restyle_lora_scale) {
+            return wrong("restyle_lora_scale", self.restyle_lora_scale.to_string(), "-10 to 10");
         }
         if self.max_sequence_length < 1 || self.num_inference_steps < 1 {
             let found = format!("{} and {}", self.max_sequence_length, self.num_inference_steps);
@@ -234,7 +240,8 @@ impl FolderInfo {
             let expected = "null, or the name of a safetensors file in this folder";
             return Err(Error::setting(key, name, expected));
         }
-        self.with_lora(&path, 1.0)
+        let scale = self.native.restyle_lora_scale;
+        self.with_lora(&path, scale)
     }
 
     /// Whether a transformer fits the other components.

@@ -14,6 +14,8 @@ use crate::weights::{Parameters, safetensors};
 
 /// The file of low-rank changes that a folder restyles with.
 const RESTYLE_LORA: &str = "restyle_lora.safetensors";
+/// How strongly it is merged: more costs the colours of what the model knows (models/TRAINING.md).
+const RESTYLE_LORA_SCALE: f64 = 0.6;
 
 /// Writes `model/` below the output folder: configurations, weights in f16, tokenizer, autoencoder.
 pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sources) -> Result<()> {
@@ -56,6 +58,7 @@ pub(super) fn write_restyling(options: &DitOptions, from: &Path, sources: &Sourc
     let mut index: Value =
         serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     index["_dit"]["restyle_lora"] = RESTYLE_LORA.into();
+    index["_dit"]["restyle_lora_scale"] = RESTYLE_LORA_SCALE.into();
     json_file(&path, index)
 }
 
