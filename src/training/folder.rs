@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use super::batch::BLOCK_LATENT_FRAMES;
 use super::dit::{DitOptions, MAX_SEQUENCE_LENGTH};
 use super::trainer::{ATTRIBUTE_HEAD, Blueprint, Sources};
-use crate::weights::{Parameters, safetensors};
+use crate::weights::safetensors;
 
 /// The file of low-rank changes that a folder restyles with.
 const RESTYLE_LORA: &str = "restyle_lora.safetensors";
@@ -48,11 +48,7 @@ pub(super) fn write(options: &DitOptions, blueprint: &Blueprint, sources: &Sourc
 pub(super) fn write_restyling(options: &DitOptions, from: &Path, sources: &Sources) -> Result<()> {
     let folder = options.out.join("model");
     copy_folder(from, &folder)?;
-    let named = sources.named().into_iter();
-    let named: Vec<(String, Tensor)> =
-        named.map(|(name, t)| (name, t.detach().to_kind(Kind::Half))).collect();
-    let lora = folder.join(RESTYLE_LORA);
-    safetensors::write(&lora, named.iter().map(|(name, t)| (name.clone(), t)))?;
+    weights(&folder.join(RESTYLE_LORA), sources.named())?;
     let path = folder.join("model_index.json");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut index: Value =
@@ -128,23 +124,24 @@ pub(super) fn trained_weights(folder: &Path, sources: &Sources) -> Result<()> {
     let parts = sources.trained().filter(|(part, _)| *part != ATTRIBUTE_HEAD);
     for (part, parameters) in parts {
         let stem = if part == "transformer" { "diffusion_pytorch_model" } else { "model" };
-        weights(&folder.join(part).join(format!("{stem}.safetensors")), parameters)?;
+        weights(&folder.join(part).join(format!("{stem}.safetensors")), parameters.named())?;
     }
     Ok(())
 }
 
-fn weights(path: &Path, parameters: &Parameters) -> Result<()> {
-    let named: Vec<(String, Tensor)> = parameters
-        .named()
-        .into_iter()
-        .map(|(name, t)| (name, t.detach().to_kind(Kind::Half)))
-        .collect();
+fn weights(path: &Path, named: Vec<(String, Tensor)>) -> Result<()> {
+    let named: Vec<(String, Tensor)> =
+        named.into_iter().map(|(name, t)| (name, t.detach().to_kind(Kind::Half))).collect();
     Ok(safetensors::write(path, named.iter().map(|(name, t)| (name.clone(), t)))?)
 }
 
-/// Copies a folder with all that is in it.
+/// Copies a folder with all that is in it; one that is that folder already stays as it is.
 pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).with_context(|| to.display().to_string())?;
+    let whole = |path: &Path| path.canonicalize().with_context(|| path.display().to_string());
+    if whole(from)? == whole(to)? {
+        return Ok(());
+    }
     for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
         let entry = entry?;
         if entry.path().is_dir() {
@@ -155,4 +152,22 @@ pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
             .with_context(|| entry.path().display().to_string())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_not_copied_over_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("weights");
+        std::fs::write(&file, "weights").unwrap();
+        copy_folder(folder.path(), &folder.path().join(".")).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"weights");
+        let copy = folder.path().with_extension("copy");
+        copy_folder(folder.path(), &copy).unwrap();
+        assert_eq!(std::fs::read(copy.join("weights")).unwrap(), b"weights");
+        std::fs::remove_dir_all(copy).unwrap();
+    }
 }

@@ -327,7 +327,9 @@ fn held(windows: &[Window], draws: &mut Draws) -> Held {
         .map(|window| window.remembered.as_ref().unwrap_or(&window.latents))
         .collect();
     Held {
-        frames: Tensor::from_slice(&frames).view([windows.len() as i64, 1, -1, 1, 1]),
+        frames: frames
+            .contains(&true)
+            .then(|| Tensor::from_slice(&frames).view([windows.len() as i64, 1, -1, 1, 1])),
         remembered: Tensor::stack(&remembered, 0),
         redrawn: (draws.unit() < REDRAWN).then(|| draws.next()),
         beginnings: (!beginnings.is_empty()).then(|| Tensor::from_slice(&beginnings)),
@@ -408,9 +410,12 @@ mod tests {
             Window { held: false, ..window(true, None, &levels) },
         ];
         let held = held(&windows, &mut Draws::new(1, 1));
-        assert_eq!(held.frames.size(), [3, 1, 3, 1, 1]);
-        let frames = Vec::<bool>::try_from(held.frames.flatten(0, -1)).unwrap();
+        let frames = held.frames.unwrap();
+        assert_eq!(frames.size(), [3, 1, 3, 1, 1]);
+        let frames = Vec::<bool>::try_from(frames.flatten(0, -1)).unwrap();
         assert_eq!(frames, [true, false, true, true, true, true, false, false, false]);
+        let new = [Window { held: false, ..window(true, None, &levels) }];
+        assert!(super::held(&new, &mut Draws::new(1, 1)).frames.is_none());
     }
 
     #[test]

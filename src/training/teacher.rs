@@ -25,8 +25,8 @@ const LEVELS: [f64; 2] = [0.3, 0.8];
 
 /// What of a batch is held to what a teacher makes of it.
 pub(super) struct Held {
-    /// Which frames, `[B, 1, T, 1, 1]`.
-    pub frames: Tensor,
+    /// Which frames, `[B, 1, T, 1, 1]`; `None`: none.
+    pub frames: Option<Tensor>,
     /// The clips with what went wrong in them, `[B, z, T, h, w]`.
     pub remembered: Tensor,
     /// The seed with which the teacher makes them anew as well; `None`: not.
@@ -40,7 +40,7 @@ impl Held {
     /// The same on a device.
     pub fn to_device(&self, device: Device) -> Self {
         Self {
-            frames: moved(&self.frames, device),
+            frames: self.frames.as_ref().map(|frames| moved(frames, device)),
             remembered: moved(&self.remembered, device),
             redrawn: self.redrawn,
             beginnings: self.beginnings.as_ref().map(|numbers| moved(numbers, device)),
@@ -176,7 +176,7 @@ mod tests {
     fn batch(blueprint: &Blueprint) -> (Batch, Held) {
         let latents = torch_noise(1, &[3, 48, 2, 4, 4]);
         let held = Held {
-            frames: Tensor::from_slice(&[true; 6]).view([3, 1, 2, 1, 1]),
+            frames: Some(Tensor::from_slice(&[true; 6]).view([3, 1, 2, 1, 1])),
             remembered: latents.shallow_clone(),
             redrawn: Some(7),
             beginnings: Some(Tensor::from_slice(&[1i64, 2])),

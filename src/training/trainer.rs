@@ -450,13 +450,14 @@ impl<B> Worker<B> {
             self.models.predict(&noised.latents, &noised.levels, &context, layout)?;
         let predicted = predicted.narrow(2, noised.before, s[2]);
         let truth = if self.models.predicts_sample { &batch.latents } else { &noised.true_flow };
-        let target = match teacher {
-            Some((teacher, held)) if held.frames.any().int64_value(&[]) != 0 => {
+        let held = teacher.and_then(|(teacher, held)| Some((teacher, held, held.frames.as_ref()?)));
+        let target = match held {
+            Some((teacher, held, frames)) => {
                 let noised = (&noised.latents, &noised.levels);
                 let output = teacher.output((batch, held), noised, layout)?;
-                output.where_self(&held.frames, truth)
+                output.where_self(frames, truth)
             }
-            _ => truth.shallow_clone(),
+            None => truth.shallow_clone(),
         };
         let mut off = &predicted - target;
         if self.models.guidance_scale > 1.0 && batch.guided.numel() > 0 {

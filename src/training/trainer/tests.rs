@@ -69,7 +69,7 @@ fn what_is_held_is_measured_by_the_teacher_and_the_rest_by_the_truth() {
     let latents = torch_noise(1, &[2, 48, 2, 4, 4]);
     let mut loss = |held: [bool; 4]| {
         let held = Held {
-            frames: Tensor::from_slice(&held).view([2, 1, 2, 1, 1]),
+            frames: Some(Tensor::from_slice(&held).view([2, 1, 2, 1, 1])),
             remembered: latents.shallow_clone(),
             redrawn: None,
             beginnings: None,

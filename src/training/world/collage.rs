@@ -9,7 +9,8 @@ use std::f32::consts::TAU;
 
 use super::draw::{Draws, blend, mix64, noise, noise2};
 
-/// Things behind everything and in front of all, and how many smaller ones a large one has on it at most.
+/// How many things there are, at least and fewer than, beside those on others, and how many smaller ones a large one has on it at
+/// most.
 const THINGS: [usize; 2] = [8, 60];
 const FEATURES: usize = 7;
 /// Radii of the smallest and the largest thing, in heights, and from which on one has others on it.
@@ -142,26 +143,7 @@ impl Collage {
             let (sin, cos) = turn.sin_cos();
             let [dx, dy] = thing.offset;
             let centre = seen([place[0] + dx * cos - dy * sin, place[1] + dx * sin + dy * cos]);
-            let reach = REACH * zoom * thing.radius * thing.stretch.max(1.0) + thing.softness;
-            let range = |at: f32, size: usize| {
-                let end = |v: f32| (v * scale).clamp(0.0, size as f32) as usize;
-                end(at - reach)..end(at + reach + 1.0 / scale)
-            };
-            for row in range(centre[1], height) {
-                for column in range(centre[0], width) {
-                    let x = ((column as f32 + 0.5) / scale - centre[0]) / zoom;
-                    let y = ((row as f32 + 0.5) / scale - centre[1]) / zoom;
-                    let local = [x * cos + y * sin, y * cos - x * sin].map(|v| v / thing.radius);
-                    let edge = thing.softness.max(1.0 / scale);
-                    let cover = (0.5 - thing.outside(local) * thing.radius / edge).clamp(0.0, 1.0);
-                    if cover > 0.0 {
-                        let pixel = &mut pixels[(row * width + column) * 3..][..3];
-                        for (value, c) in pixel.iter_mut().zip(thing.colour_at(local)) {
-                            *value += (c - *value) * cover;
-                        }
-                    }
-                }
-            }
+            thing.paint(centre, [sin, cos], zoom, (width, height), pixels);
         }
         for value in pixels {
             *value = value.clamp(0.0, 255.0);
@@ -190,6 +172,39 @@ impl Thing {
             stripes: if draws.unit() < 0.12 { draws.between(1.0, 4.0) } else { 0.0 },
             softness: 0.004 + 0.05 * soft * soft * soft,
             seed: draws.next() as u32,
+        }
+    }
+
+    /// Paints it with its centre in a place, turned by an angle of that sine and cosine, over what is there.
+    fn paint(
+        &self,
+        centre: [f32; 2],
+        [sin, cos]: [f32; 2],
+        zoom: f32,
+        (width, height): (usize, usize),
+        pixels: &mut [f32],
+    ) {
+        let scale = height as f32;
+        let reach = REACH * zoom * self.radius * self.stretch.max(1.0) + self.softness;
+        let range = |at: f32, size: usize| {
+            let end = |v: f32| (v * scale).clamp(0.0, size as f32) as usize;
+            end(at - reach)..end(at + reach + 1.0 / scale)
+        };
+        let edge = self.softness.max(1.0 / scale);
+        for row in range(centre[1], height) {
+            for column in range(centre[0], width) {
+                let x = ((column as f32 + 0.5) / scale - centre[0]) / zoom;
+                let y = ((row as f32 + 0.5) / scale - centre[1]) / zoom;
+                let local = [x * cos + y * sin, y * cos - x * sin].map(|v| v / self.radius);
+                let cover = (0.5 - self.outside(local) * self.radius / edge).clamp(0.0, 1.0);
+                if cover == 0.0 {
+                    continue;
+                }
+                let pixel = &mut pixels[(row * width + column) * 3..][..3];
+                for (value, c) in pixel.iter_mut().zip(self.colour_at(local)) {
+                    *value += (c - *value) * cover;
+                }
+            }
         }
     }
 
